@@ -1,0 +1,108 @@
+"""Every item of every task is asked once, greedily; what an API answered is kept."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from stillroom.contracts.errors import ServiceFault
+from stillroom.contracts.files import SyncedLines, read_lines
+from stillroom.contracts.records import Answerer, Message, Reply, Request, Sampling, content_key, from_line
+from stillroom.evaluation.job import ModelSpec
+from stillroom.evaluation.results import Figures
+from stillroom.evaluation.scoring import Verdict, judge
+from stillroom.evaluation.tasks import EvaluationTask
+
+Advance = Callable[[int, str], None]
+"""Told how many more items are done, with a short note."""
+
+
+def answer_tasks(
+    model: Answerer,
+    spec: ModelSpec,
+    tasks: list[EvaluationTask],
+    max_new_tokens: int,
+    answers: Path | None,
+    advance: Advance,
+) -> tuple[dict[str, list[Verdict]], Figures]:
+    """Verdicts by task, and what answering took.
+
+    All tasks go through one stream, so that batches stay full; equal questions are asked once.
+
+    Args:
+        answers: JSONL file that keeps replies for the next attempt, each synced before it counts; None: kept nowhere.
+
+    Raises:
+        ServiceFault: an API failed on some items; counting them as wrong would measure the connection.
+        ModelError, TeacherError: from the model.
+    """
+    sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, top_logprobs=int(spec.logprobs))
+    keys = {
+        task.name: [content_key(spec.api, spec.path, item.messages, asdict(sampling)) for item in task.items]
+        for task in tasks
+        if task.items
+    }
+    copies = Counter(key for column in keys.values() for key in column)
+    questions: dict[str, list[Message]] = {
+        key: item.messages
+        for task in tasks
+        for key, item in zip(keys.get(task.name, ()), task.items or (), strict=True)
+    }
+    kept = _kept(answers, questions)
+    if kept:
+        advance(sum(copies[key] for key in kept), "answered before")
+    replies = dict(kept)
+    prompt_tokens = generated = 0
+    started = time.perf_counter()
+    for key, reply in _ask(model, {k: m for k, m in questions.items() if k not in kept}, sampling, answers):
+        replies[key] = reply
+        prompt_tokens += reply.prompt_tokens
+        generated += reply.completion_tokens
+        advance(copies[key], f"{generated / (time.perf_counter() - started):,.0f} tokens/s")
+    seconds = time.perf_counter() - started
+    if spec.kind == "api":
+        _refuse_failures(spec, replies)
+    verdicts = {
+        task.name: [
+            judge(item, replies[key], task.score)
+            for key, item in zip(keys[task.name], task.items, strict=True)
+        ]
+        for task in tasks
+        if task.items
+    }
+    return verdicts, Figures(prompt_tokens=prompt_tokens, generated_tokens=generated, seconds=seconds)
+
+
+def _kept(answers: Path | None, questions: dict[str, list[Message]]) -> dict[str, Reply]:
+    if answers is None or not answers.exists():
+        return {}
+    SyncedLines(answers).close()  # cuts off a half-written last line
+    lines = (line for line in read_lines(answers) if line["key"] in questions)
+    return {line["key"]: from_line(Reply, line) for line in lines}
+
+
+def _ask(
+    model: Answerer, questions: dict[str, list[Message]], sampling: Sampling, answers: Path | None
+) -> Iterator[tuple[str, Reply]]:
+    requests = (Request(key, messages) for key, messages in questions.items())
+    if answers is None:
+        yield from ((request.key, reply) for request, reply in model.answer(requests, sampling))
+        return
+    with SyncedLines(answers) as file:
+        for request, reply in model.answer(requests, sampling):
+            if reply.finish != "failed":
+                file.append([{"key": request.key, **asdict(reply)}])
+            yield request.key, reply
+
+
+def _refuse_failures(spec: ModelSpec, replies: dict[str, Reply]) -> None:
+    failed = [reply for reply in replies.values() if reply.finish == "failed"]
+    if failed:
+        raise ServiceFault(
+            f"{spec.name} did not answer {len(failed)} of {len(replies)} evaluation items",
+            got=failed[0].error,
+            do="run the same command again: the answers that came are kept",
+        )

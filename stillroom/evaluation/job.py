@@ -1,0 +1,93 @@
+"""What is measured, and how; plain data that goes to another process as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from stillroom.contracts.records import Lesson
+from stillroom.evaluation.tasks import EvaluationTask, Item
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model to be measured.
+
+    Attributes:
+        name: what the results call it.
+        kind: `local` (a Hugging Face folder or hub id), `gguf` (a file) or `api`.
+        path: the folder, hub id or file; the model's name at an API.
+        tokenizer: folder or hub id of the tokenizer, for `gguf`; empty: the model's own folder.
+        api: base URL, for `api`.
+        api_key_env: the environment variable that holds the key; the key itself never comes here.
+        logprobs: ask an API for log-probabilities, which not all give and without which it has no confidence.
+    """
+
+    name: str
+    kind: Literal["local", "gguf", "api"]
+    path: str
+    tokenizer: str | None = None
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    api: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are measured; decoding is greedy."""
+
+    max_new_tokens: int = 512
+    """Longest answer, in tokens."""
+    batch_size: int = 64
+    """Questions answered at once by a local model or a GGUF file."""
+    concurrency: int = 16
+    """Requests in flight at an API."""
+    max_length: int = 4096
+    """Held-out lessons of more tokens are left out."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to measure."""
+
+    spec: ModelSpec
+    tasks: list[EvaluationTask]
+    settings: Settings
+    teacher: ModelSpec | None = None
+    """Whose distributions a likelihood task's KL is taken to."""
+    answers: str | None = None
+    """JSONL file that keeps what an API answered."""
+
+    @property
+    def size(self) -> int:
+        """Items and lessons in all; an API reads no lessons, since it does not tell whole distributions."""
+        return sum(task.size for task in self.tasks if task.items or self.spec.kind != "api")
+
+    def to_json(self) -> str:
+        """As JSON text."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> Job:
+        """Back from `to_json`."""
+        tree = json.loads(text)
+        return Job(
+            ModelSpec(**tree["spec"]),
+            [_task(task) for task in tree["tasks"]],
+            Settings(**tree["settings"]),
+            ModelSpec(**tree["teacher"]) if tree["teacher"] else None,
+            tree["answers"],
+        )
+
+
+def _task(tree: dict[str, Any]) -> EvaluationTask:
+    items, lessons = tree["items"], tree["lessons"]
+    return EvaluationTask(
+        tree["name"],
+        tree["score"],
+        items and [Item(**item) for item in items],
+        lessons and [Lesson(**lesson) for lesson in lessons],
+    )

@@ -1,0 +1,98 @@
+"""From a spec to a live model, and what that model weighs.
+
+A model's process imports what its own kind needs and nothing else: all of it counts as the model's memory.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from stillroom.evaluation.job import ModelSpec, Settings
+from stillroom.evaluation.results import Figures
+
+_STATUS = Path("/proc/self/status")
+_ROOMS = {
+    "local": "stillroom.models.local",
+    "gguf": "stillroom.models.gguf_model",
+    "api": "stillroom.models.api",
+}
+
+
+def load_libraries(kind: str) -> int:
+    """Import what this kind of model needs; returns the bytes that this process has held at most by then."""
+    import_module(_ROOMS[kind])
+    return _peak_resident()
+
+
+def open_model(spec: ModelSpec, settings: Settings) -> Any:
+    """The live model: an `Answerer`, which unless it is an API also tells its logits.
+
+    Raises:
+        ModelError, TeacherError: it cannot be loaded or reached.
+    """
+    if spec.kind == "local":
+        from stillroom.models.local import LocalModel
+
+        return LocalModel(
+            spec.path,
+            dtype=spec.dtype,
+            batch_size=settings.batch_size,
+            trust_remote_code=spec.trust_remote_code,
+        )
+    if spec.kind == "gguf":
+        from stillroom.models.gguf_model import GgufModel
+        from stillroom.models.rendering import Renderer
+
+        tokenizer = spec.tokenizer or Path(spec.path).parent
+        renderer = Renderer.load(tokenizer, trust_remote_code=spec.trust_remote_code)
+        return GgufModel(spec.path, renderer=renderer, parallel=settings.batch_size)
+    from stillroom.models.api import ApiModel
+
+    assert spec.api is not None
+    return ApiModel(spec.api, spec.path, api_key_env=spec.api_key_env, concurrency=settings.concurrency)
+
+
+def weigh(model: Any, spec: ModelSpec, figures: Figures) -> Figures:
+    """The figures with what the model costs: parameters, bytes on disk, and the most memory held so far."""
+    figures = replace(figures, peak_memory_bytes=_peak_resident(), peak_gpu_memory_bytes=_peak_gpu() or None)
+    if spec.kind == "gguf":
+        from gguf import GGUFReader
+
+        tensors = GGUFReader(spec.path).tensors
+        # rope_* are tables that follow from the architecture: nobody trained them.
+        counted = sum(int(tensor.n_elements) for tensor in tensors if not tensor.name.startswith("rope_"))
+        return replace(figures, parameters=counted, file_bytes=Path(spec.path).stat().st_size)
+    return replace(figures, parameters=model.parameters, file_bytes=_folder_bytes(spec.path))
+
+
+def _peak_resident() -> int:
+    # Linux hands ru_maxrss down from parent to child, so a child of a big process would look big: VmHWM first.
+    if _STATUS.is_file():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peak_gpu() -> int:
+    """Bytes that torch allocated at most, over all GPUs."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return 0
+    return sum(torch.cuda.max_memory_allocated(gpu) for gpu in range(torch.cuda.device_count()))
+
+
+def _folder_bytes(reference: str) -> int | None:
+    """Bytes of the safetensors of a folder, or of a hub model as it lies in the local cache."""
+    folder = Path(reference)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(reference, local_files_only=True, allow_patterns=["*.safetensors"]))
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) or None

@@ -1,0 +1,71 @@
+"""What is known about one model after it was measured; plain data that goes through JSON and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stillroom.evaluation.scoring import Verdict
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Sums over each held-out lesson's answer tokens, in nats; one entry a lesson."""
+
+    tokens: list[int]
+    loss: list[float]
+    """Negative log-likelihood."""
+    kl: list[float] | None = None
+    """KL(teacher || model); None without a teacher whose tokens are the model's."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a model costs."""
+
+    file_bytes: int | None = None
+    """Weights on disk."""
+    parameters: int | None = None
+    peak_memory_bytes: int | None = None
+    """Most memory that the process with this model, and nothing else, held at once; None for an API."""
+    libraries_memory_bytes: int | None = None
+    """The share of it that Python and its libraries held before the model was loaded."""
+    peak_gpu_memory_bytes: int | None = None
+    """Most memory that torch allocated on GPUs."""
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    seconds: float = 0.0
+    """Wall clock of the answers that these tokens belong to, loading left out."""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Generated tokens a second, all items together in batches."""
+        return self.generated_tokens / self.seconds if self.generated_tokens and self.seconds else None
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """All that was measured on one model. Keys of the dicts are task names."""
+
+    name: str
+    verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
+    likelihoods: dict[str, Likelihood] = field(default_factory=dict)
+    figures: Figures = field(default_factory=Figures)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(tree: dict[str, Any]) -> ModelResult:
+        """Back from `to_json`.
+
+        Raises:
+            TypeError, KeyError: the object is not a result.
+        """
+        return ModelResult(
+            tree["name"],
+            {task: [Verdict(**item) for item in items] for task, items in tree["verdicts"].items()},
+            {task: Likelihood(**item) for task, item in tree["likelihoods"].items()},
+            Figures(**tree["figures"]),
+        )

@@ -1,0 +1,35 @@
+"""Answers side by side, for reading: the items on which models disagree come first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from stillroom.evaluation.results import ModelResult
+from stillroom.evaluation.tasks import EvaluationTask
+
+MOST = 200
+"""Items of each task."""
+
+
+def samples(tasks: Sequence[EvaluationTask], results: Sequence[ModelResult]) -> Iterator[dict[str, Any]]:
+    """Lines of evaluate/samples.jsonl: task, messages, reference, and each model's text, verdict and confidence."""
+    for task in tasks:
+        columns = {r.name: r.verdicts[task.name] for r in results if task.name in r.verdicts}
+        items = task.items or []
+        agreed = [len({column[i].correct for column in columns.values()}) <= 1 for i in range(len(items))]
+        # Sorting keeps the file's order within both groups.
+        for i in sorted(range(len(items)), key=agreed.__getitem__)[:MOST]:
+            yield {
+                "task": task.name,
+                "messages": items[i].messages,
+                "reference": items[i].reference,
+                "answers": {
+                    name: {
+                        "text": column[i].text,
+                        "correct": column[i].correct,
+                        "confidence": column[i].confidence,
+                    }
+                    for name, column in columns.items()
+                },
+            }

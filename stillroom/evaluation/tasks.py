@@ -1,0 +1,153 @@
+"""What models are measured on: questions with right answers, and held-out lessons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stillroom.checks import parse_object
+from stillroom.contracts.errors import DataError
+from stillroom.contracts.files import read_lines
+from stillroom.contracts.records import Lesson, Message, content_key, from_line
+
+Score = Literal["json", "exact", "likelihood"]
+
+MOST_LESSONS = 200
+"""Held-out lessons that a likelihood task reads when it has no limit of its own."""
+# The names that sources of prompts may use too.
+_QUESTIONS = ("prompt", "question", "instruction", "text", "input", "message")
+_REFERENCES = ("reference", "answer", "completion", "response", "output", "label")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question and its right answer."""
+
+    messages: list[Message]
+    reference: str
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """One measurement: `items` to answer (`json`, `exact`) or `lessons` to predict (`likelihood`)."""
+
+    name: str
+    score: Score
+    items: list[Item] | None = None
+    lessons: list[Lesson] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many items or lessons."""
+        return len(self.items or self.lessons or [])
+
+    @property
+    def key(self) -> str:
+        """A digest of all that decides a model's verdicts on this task."""
+        return content_key(asdict(self))
+
+
+def load_task(
+    path: Path, score: Score, name: str, *, limit: int | None = None, system: str | None = None
+) -> EvaluationTask:
+    """A task's file: JSONL of chat messages with the right answer.
+
+    A line has `messages`, or a question as `prompt`, `question` or the like; and the right answer as `reference`,
+    `answer` or the like (text, or a JSON value), or as an assistant's turn at the end of its messages.
+
+    Args:
+        score: `json` or `exact`; with `json` every reference must be a JSON object.
+        limit: use the first so many items.
+        system: put before every conversation that has no system prompt of its own.
+
+    Raises:
+        DataError: the file is missing or empty, or a line is not usable; the message names the line.
+    """
+    items: list[Item] = []
+    for number, line in enumerate(read_lines(path), 1):
+        if limit is not None and len(items) >= limit:
+            break
+        items.append(_item(line, f"{path}, item {number}", score, system))
+    if not items:
+        raise DataError(
+            f"{path} has no items",
+            expected='lines such as {"messages": [...], "reference": "..."}',
+            do="give a task a file with at least one item",
+        )
+    return EvaluationTask(name, score, items=items)
+
+
+def held_out_lessons(path: Path, name: str, limit: int | None = None) -> EvaluationTask:
+    """The lessons of filter/lessons.jsonl that were held out of training (`split: tune`), the first `limit`.
+
+    Raises:
+        DataError: the file is missing or no lesson is held out.
+    """
+    lessons: list[Lesson] = []
+    for line in read_lines(path):
+        if len(lessons) >= (limit or MOST_LESSONS):
+            break
+        if line.get("split") == "tune":
+            lessons.append(from_line(Lesson, line))
+    if not lessons:
+        raise DataError(
+            f"{path} has no held-out lessons",
+            expected='lessons with "split": "tune"',
+            do="set splits.tune above 0, or leave out the task with `score: likelihood`",
+        )
+    return EvaluationTask(name, "likelihood", lessons=lessons)
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+    """The conversation, opened by a system prompt where it has none of its own."""
+    if system is None or messages[0]["role"] == "system":
+        return list(messages)
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _item(line: dict[str, Any], where: str, score: Score, system: str | None) -> Item:
+    messages, reference = _messages(line, where), _reference(line)
+    if reference is None and len(messages) > 1 and messages[-1]["role"] == "assistant":
+        reference = messages[-1]["content"]
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if reference is None or not messages:
+        raise DataError(
+            f"{where} has no {'reference' if messages else 'question'}",
+            got=", ".join(line),
+            expected='{"messages": [{"role": "user", "content": "..."}], "reference": "..."}',
+        )
+    if score == "json" and parse_object(reference) is None:
+        raise DataError(
+            f"{where}: the reference is not a JSON object",
+            got=reference[:80],
+            expected='an object such as {"intent": "refund"}',
+            do="mend the line, or score the task with `exact`",
+        )
+    return Item(with_system(messages, system), reference)
+
+
+def _messages(line: dict[str, Any], where: str) -> list[Message]:
+    messages = line.get("messages")
+    if messages is None:
+        question = next((line[key] for key in _QUESTIONS if isinstance(line.get(key), str)), None)
+        messages = [] if question is None else [{"role": "user", "content": question}]
+    usable = isinstance(messages, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in messages
+    )
+    if not usable or not messages:
+        raise DataError(
+            f"{where} has no question",
+            got=json.dumps(line, ensure_ascii=False)[:80],
+            expected='"messages": [{"role": "user", "content": "..."}], or a "prompt" or "question"',
+        )
+    return [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+
+
+def _reference(line: dict[str, Any]) -> str | None:
+    value = next((line[key] for key in _REFERENCES if line.get(key) is not None), None)
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,99 @@
+"""What the child process does: one model, all tasks, and what it cost.
+
+The child is started for one model and ends with it, so that the most memory it ever held is that model's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stillroom.contracts.errors import StillroomError
+from stillroom.contracts.records import Lesson
+from stillroom.evaluation.answering import Advance, answer_tasks
+from stillroom.evaluation.job import Job, ModelSpec, Settings
+from stillroom.evaluation.likelihood import likelihood
+from stillroom.evaluation.opening import load_libraries, open_model, weigh
+from stillroom.evaluation.results import Likelihood, ModelResult
+
+
+def main() -> None:
+    """Read a job from standard input; write events, one JSON object a line, to the file descriptor in argv.
+
+    Events: {"advance": [count, note]}, and at the end {"result": ...} or {"error": ...}.
+    """
+    job = Job.from_json(sys.stdin.read())
+    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as events:
+
+        def send(**event: Any) -> None:
+            events.write(json.dumps(event, ensure_ascii=False) + "\n")
+            events.flush()
+
+        try:
+            send(result=measure(job, lambda count, note: send(advance=[count, note])).to_json())
+        except StillroomError as error:
+            parts = {part: getattr(error, part) for part in ("what", "got", "expected", "do")}
+            texts = {part: None if value is None else str(value) for part, value in parts.items()}
+            send(error={"type": type(error).__name__, **texts})
+
+
+def measure(job: Job, advance: Advance) -> ModelResult:
+    """Everything about one model: answers first, then what it costs, then the held-out lessons.
+
+    Raises:
+        ModelError, TeacherError: a model cannot be loaded or reached.
+        ServiceFault: an API failed on some items.
+        DataError: a task does not fit the model.
+    """
+    libraries = load_libraries(job.spec.kind)
+    with _opened(job.spec, job.settings) as model:
+        answers = Path(job.answers) if job.answers else None
+        verdicts, figures = answer_tasks(
+            model, job.spec, job.tasks, job.settings.max_new_tokens, answers, advance
+        )
+        if job.spec.kind == "api":
+            return ModelResult(job.spec.name, verdicts, {}, figures)
+        lessons = {task.name: task.lessons for task in job.tasks if task.lessons}
+        if lessons and not verdicts:
+            _warm_up(model, next(iter(lessons.values())))
+        # Before the teacher comes in: its memory is not this model's.
+        figures = weigh(model, job.spec, replace(figures, libraries_memory_bytes=libraries))
+        return ModelResult(job.spec.name, verdicts, _likelihoods(model, job, lessons, advance), figures)
+
+
+@contextmanager
+def _opened(spec: ModelSpec, settings: Settings) -> Iterator[Any]:
+    model = open_model(spec, settings)
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def _warm_up(model: Any, lessons: list[Lesson]) -> None:
+    """One forward pass, so that its buffers are in the peak of a model that answers no items."""
+    row = model.renderer.lesson(lessons[0].messages, lessons[0].complete)
+    for _ in model.logits([row]):
+        pass
+
+
+def _likelihoods(
+    model: Any, job: Job, lessons: dict[str, list[Lesson]], advance: Advance
+) -> dict[str, Likelihood]:
+    def each() -> None:
+        advance(1, "held-out lessons")
+
+    def read(teacher: Any) -> dict[str, Likelihood]:
+        longest = job.settings.max_length
+        return {task: likelihood(model, teacher, items, longest, each) for task, items in lessons.items()}
+
+    if not lessons or job.teacher is None:
+        return read(None)
+    with _opened(job.teacher, job.settings) as teacher:
+        return read(teacher)

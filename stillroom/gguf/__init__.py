@@ -1,0 +1,18 @@
+"""Model files: conversion to GGUF, quantisation mixes, the parity gate and Ollama's Modelfile."""
+
+from stillroom.gguf.export import ExportedFile, export
+from stillroom.gguf.mixes import MIXES, MixRow
+from stillroom.gguf.modelfile import Modelfile, parse_modelfile, write_modelfile
+from stillroom.gguf.parity import Parity, check_parity
+
+__all__ = [
+    "MIXES",
+    "ExportedFile",
+    "MixRow",
+    "Modelfile",
+    "Parity",
+    "check_parity",
+    "export",
+    "parse_modelfile",
+    "write_modelfile",
+]

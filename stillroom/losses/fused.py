@@ -1,0 +1,169 @@
+"""Distillation loss straight from hidden states, without ever holding all the logits.
+
+The head is applied to `chunk_tokens` positions at a time, and the gradient by hidden states and head is
+taken in the same pass (as in Liger Kernel's fused linear losses; Hsu et al. 2024), so that the memory for
+logits is `chunk_tokens * vocab` however long the batch. That is why weights come in, and not a reduction
+after: the head's gradient is a sum over tokens and cannot be reweighted later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from stillroom.losses.divergences import widened
+from stillroom.losses.heads import Head, HeadGradients, LoRA, operand
+from stillroom.losses.targets import SparseTargets, TeacherHead
+from stillroom.losses.terms import Divergence, Terms
+
+
+@dataclass(frozen=True)
+class FusedLoss:
+    """What `fused_linear_divergence` returns.
+
+    Args:
+        loss: scalar with gradients: the sum of weights times values.
+        values: `[tokens]`, detached, unweighted: soft * soft_values + hard * hard_values; 0 at weight 0.
+        soft_values: `[tokens]`, detached: the divergence, with T squared; 0 where soft is 0.
+        hard_values: `[tokens]`, detached: the labels' cross-entropy at T = 1; 0 where hard is 0.
+    """
+
+    loss: Tensor
+    values: Tensor
+    soft_values: Tensor
+    hard_values: Tensor
+
+
+def fused_linear_divergence(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher: TeacherHead | SparseTargets | Tensor | None,
+    *,
+    weights: Tensor | None = None,
+    labels: Tensor | None = None,
+    hard: float = 0.0,
+    soft: float = 1.0,
+    divergence: str | Divergence = "forward_kl",
+    temperature: float = 1.0,
+    student_bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    chunk_tokens: int = 256,
+    student_lora: LoRA | None = None,
+) -> FusedLoss:
+    """The weighted sum over tokens of soft * divergence + hard * cross-entropy, chunk by chunk.
+
+    Sums are kept in at least fp32 and the common scale of the weights is applied last, so that halves do not
+    underflow. Positions of weight 0 never reach the head. The teacher gets no gradient.
+
+    Args:
+        student_hidden: `[tokens, hidden]`, any floating dtype.
+        student_weight: `[vocab, hidden]`; its gradient is not computed when it is frozen.
+        teacher: TeacherHead, SparseTargets (forward KL only) or logits `[tokens, vocab]`; None where soft is
+            0. Its vocabulary may differ by padding columns at the end, see `stillroom.losses.divergences`.
+        weights: `[tokens]`, what each value is multiplied by before summing (see `token_weights`); default
+            1 / tokens.
+        labels: int64 `[tokens]`, the tokens to predict; read where the weight is not 0.
+        hard: factor of the labels' cross-entropy, taken at T = 1 and without T squared.
+        soft: factor of the divergence, taken at T and with T squared.
+        divergence: forward_kl, reverse_kl, jensen_shannon, skew_kl, total_variation, or a function of
+            (student logits, teacher logits, temperature=) that returns one value a token.
+        temperature: T > 0 of the divergence.
+        student_bias: `[vocab]` or None.
+        logit_scale: what the head's output is multiplied by.
+        softcap: cap c of `c * tanh(logits / c)` after scaling, or None.
+        chunk_tokens: positions whose logits are held at a time.
+        student_lora: (A `[rank, hidden]`, B `[vocab, rank]`, scale): an adapter on the head, never merged.
+
+    Raises:
+        ValueError: shapes or settings that do not fit, or sparse targets with another divergence.
+    """
+    tokens, vocab = student_hidden.shape[0], student_weight.shape[0]
+    if student_hidden.dim() != 2 or student_weight.shape[1:] != student_hidden.shape[1:]:
+        raise ValueError(
+            "student_hidden must be [tokens, hidden] and student_weight [vocab, hidden], "
+            f"got {tuple(student_hidden.shape)} and {tuple(student_weight.shape)}"
+        )
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+    if weights is None:
+        weights = torch.full((tokens,), 1 / max(tokens, 1), device=student_hidden.device)
+    if weights.shape != (tokens,):
+        raise ValueError(f"weights must have shape ({tokens},), got {tuple(weights.shape)}")
+    terms = Terms(teacher, labels, hard, soft, divergence, temperature)
+    terms.check(tokens, vocab)
+    lora_a, lora_b, lora_scale = student_lora if student_lora is not None else (None, None, 1.0)
+    parameters = (student_hidden, student_weight, student_bias, lora_a, lora_b)
+    needed = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in parameters]
+    plan = _Plan(terms, weights.detach(), logit_scale, softcap, lora_scale, chunk_tokens, needed)
+    loss, soft_values, hard_values = _Fused.apply(plan, *parameters)
+    return FusedLoss(loss, soft * soft_values + hard * hard_values, soft_values, hard_values)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything of a call that autograd need not see."""
+
+    terms: Terms
+    weights: Tensor
+    logit_scale: float
+    softcap: float | None
+    lora_scale: float
+    chunk_tokens: int
+    needed: list[bool]
+
+    def head(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor | None, b: Tensor | None
+    ) -> Head:
+        lora = (
+            (operand(a, hidden), operand(b, hidden), self.lora_scale)
+            if a is not None and b is not None
+            else None
+        )
+        bias = None if bias is None else widened(bias)
+        return Head(operand(weight, hidden), bias, self.logit_scale, self.softcap, lora)
+
+    def run(self, head: Head, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, HeadGradients]:
+        """Loss, soft values, hard values, the weights' scale, and the gradients divided by that scale."""
+        sums = HeadGradients(head, hidden, self.needed)
+        weights = self.weights.to(widened(hidden).dtype)
+        rows = weights.nonzero().squeeze(1)
+        scale = weights.abs().max() if rows.numel() else weights.new_zeros(())
+        soft, hard = torch.zeros_like(weights), torch.zeros_like(weights)
+        for piece, with_ in self.terms.over(rows, self.chunk_tokens, head.weight.shape[0]):
+            states = operand(hidden[piece], hidden)
+            logits = head.logits(states)
+            soft[piece], hard[piece], slope = self.terms.compare(logits, with_, any(self.needed))
+            if slope is not None:
+                slope.mul_((weights[piece] / scale)[:, None])
+                sums.add(head, states, head.before_scaling(slope, logits), piece)
+        loss = ((self.terms.soft * soft + self.terms.hard * hard) * weights).sum()
+        return loss, soft, hard, scale, sums
+
+
+class _Fused(torch.autograd.Function):
+    """Loss and token values; gradients are taken going forward and only scaled going back."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, *parameters: Any) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.dtypes = [None if p is None else p.dtype for p in parameters]
+        hidden, weight, bias, a, b = parameters
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, soft, hard, scale, sums = plan.run(plan.head(hidden, weight, bias, a, b), hidden)
+        ctx.save_for_backward(scale, *sums.all())
+        ctx.mark_non_differentiable(soft, hard)
+        return loss, soft, hard
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        scale, *sums = ctx.saved_tensors
+        factor = scale * grad
+        return None, *(
+            None if total is None else (total * factor).to(dtype)
+            for total, dtype in zip(sums, ctx.dtypes, strict=True)
+        )

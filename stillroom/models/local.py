@@ -1,0 +1,193 @@
+"""A transformers model in this process: it answers, and it tells the logits of given texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
+
+from stillroom.contracts.errors import ModelError
+from stillroom.contracts.records import Reply, Request, Sampling
+from stillroom.models.decoding import decode
+from stillroom.models.rendering import Rendered, Renderer
+from stillroom.models.rows import Row, answer_rows
+
+_WINDOW = 8
+"""Batches that are sorted by length together: long enough to waste little padding, short enough to stay in memory."""
+_LOGITS = 1 << 28
+"""Most logits (float32) held at once while texts are scored: 1 GiB."""
+
+
+class LocalModel:
+    """A causal language model from a Hugging Face folder or hub id; implements `Answerer`.
+
+    Args:
+        reference: the folder or hub id.
+        dtype: number format of the weights; `auto` is bfloat16 on a GPU and float32 on a CPU.
+        device: where the model lies; default every GPU there is, else the CPU.
+        batch_size: rows generated or scored at once.
+        trust_remote_code: run Python code that comes with the model.
+        renderer: default the model's own.
+
+    Raises:
+        ModelError: there is no whole, loadable model at the reference.
+    """
+
+    def __init__(
+        self,
+        reference: Path | str,
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        batch_size: int = 64,
+        trust_remote_code: bool = False,
+        renderer: Renderer | None = None,
+    ) -> None:
+        self.name = str(reference)
+        self.batch_size = batch_size
+        place = device or ("auto" if torch.cuda.is_available() else "cpu")
+        if dtype == "auto":
+            dtype = "float32" if place == "cpu" else "bfloat16"
+        self.model = _load(self.name, getattr(torch, dtype), place, trust_remote_code)
+        self.renderer = renderer or Renderer.load(reference, trust_remote_code=trust_remote_code)
+        self.vocab_size: int = self.model.get_output_embeddings().weight.shape[0]
+        """Width of the logits; the head may be padded beyond the tokenizer."""
+        self.parameters: int = self.model.num_parameters()
+        self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        if self.vocab_size < self.renderer.vocab_size:
+            raise ModelError(
+                f"the tokenizer does not fit {self.name}",
+                got=f"{self.renderer.vocab_size:,} tokens for a head of {self.vocab_size:,}",
+                expected="a head at least as wide as the tokenizer",
+                do="use the tokenizer that the model was trained with",
+            )
+
+    def answer(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Request, Reply]]:
+        """Yield each request with its reply as it is done.
+
+        Requests are read a bounded window ahead. A prompt that leaves no room in the model's context comes back as
+        "failed".
+
+        Raises:
+            ModelError: the chat template refuses a conversation.
+        """
+        vocab = min(self.vocab_size, self.renderer.vocab_size)
+
+        def generate(rows: list[Row]) -> Iterator[Row]:
+            return decode(
+                self.model,
+                iter(rows),
+                sampling,
+                eos_ids=self.renderer.eos_ids,
+                vocab=vocab,
+                batch_size=self.batch_size,
+            )
+
+        yield from answer_rows(
+            requests,
+            sampling,
+            renderer=self.renderer,
+            context=self.context,
+            window=_WINDOW * self.batch_size,
+            generate=generate,
+        )
+
+    @torch.inference_mode()
+    def logits(self, rows: Iterable[Rendered]) -> Iterator[Tensor]:
+        """What the model thought at every token to be predicted.
+
+        Args:
+            rows: rendered conversations, read a bounded window ahead.
+
+        Yields:
+            For each row, in order, float32 [selected, vocab_size] on the model's device: the logits that predict its
+            masked tokens.
+        """
+        for window in self._windows(rows):
+            done: dict[int, Tensor] = {}
+            order = sorted(range(len(window)), key=lambda index: -len(window[index].ids))
+            for start in range(0, len(order), self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                scored = self._score([window[index] for index in chosen])
+                done.update(zip(chosen, scored, strict=True))
+            for index in range(len(window)):
+                yield done.pop(index)
+
+    def close(self) -> None:
+        """Free the weights."""
+        del self.model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _windows(self, rows: Iterable[Rendered]) -> Iterator[list[Rendered]]:
+        """Consecutive rows whose logits fit in memory together."""
+        window: list[Rendered] = []
+        size = 0
+        for row in rows:
+            more = row.selected * self.vocab_size
+            if window and (size + more > _LOGITS or len(window) >= _WINDOW * self.batch_size):
+                yield window
+                window, size = [], 0
+            window.append(row)
+            size += more
+        if window:
+            yield window
+
+    def _score(self, rows: list[Rendered]) -> list[Tensor]:
+        length = max(len(row.ids) for row in rows)
+        counts = [row.selected for row in rows]
+        ids = torch.tensor([row.ids + [0] * (length - len(row.ids)) for row in rows])
+        attention = torch.tensor([[1] * len(row.ids) + [0] * (length - len(row.ids)) for row in rows])
+        # The logits at position j predict token j + 1.
+        keep = torch.tensor([row.mask[1:] + [False] * (length - len(row.mask) + 1) for row in rows])
+        device = self.model.device
+        if not any(counts):
+            return [torch.empty(0, self.vocab_size, device=device) for _ in rows]
+        # Padding lies on the right, behind everything that a causal model looks at.
+        logits = self.model(
+            input_ids=ids.to(device),
+            attention_mask=attention.to(device),
+            use_cache=False,
+            logits_to_keep=keep.to(device),
+        ).logits
+        return list(logits.float().reshape(-1, self.vocab_size).split(counts))
+
+
+def _load(name: str, dtype: torch.dtype, place: str, trust_remote_code: bool) -> Any:
+    with _explained(name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        if type(config) not in AutoModelForCausalLM._model_mapping and not trust_remote_code:
+            raise ValueError(f"{config.model_type} models do not write text")
+        logging.disable_progress_bar()
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            device_map=place,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
+    return model.eval()
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn whatever loading raises (hub, safetensors, config, memory) into a ModelError."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(
+            f"the model {name} cannot be loaded",
+            got=str(error).strip().partition("\n")[0] or type(error).__name__,
+            expected="a Hugging Face folder with config.json and whole *.safetensors, or a hub id that can be reached",
+            do="check the name, the folder, the free memory, the network and, for a gated model, that you are logged in",
+        ) from error

@@ -1,0 +1,219 @@
+"""Conversations as token ids: what a model is shown, and which of its tokens are learned.
+
+Everything that turns messages into tokens comes through here, so that teacher, student and signals agree on every
+position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import AutoTokenizer, GenerationConfig
+
+from stillroom.contracts.errors import ModelError
+from stillroom.contracts.records import Message
+
+THINK = "<think>"
+_PROBE = "stillroom"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as tokens.
+
+    `mask[j]` says that token j is to be predicted, from the logits at j - 1; `mask[0]` is never True.
+    """
+
+    ids: list[int]
+    mask: list[bool]
+
+    @property
+    def selected(self) -> int:
+        """How many tokens are to be predicted."""
+        return sum(self.mask)
+
+
+class Renderer:
+    """Renders conversations with one tokenizer and its chat template.
+
+    A tokenizer without a chat template belongs to a plain language model: the contents follow one another, after
+    the beginning-of-sequence token where the tokenizer adds one.
+
+    Args:
+        tokenizer: a fast tokenizer; character offsets are needed.
+        more_eos_ids: ids that end a turn besides the tokenizer's own, as a model's generation config lists them.
+
+    Raises:
+        ModelError: the tokenizer is not a fast one.
+    """
+
+    def __init__(self, tokenizer: Any, more_eos_ids: Iterable[int] = ()) -> None:
+        if not tokenizer.is_fast:
+            raise ModelError(
+                f"the tokenizer of {tokenizer.name_or_path} cannot tell where its tokens lie in the text",
+                got=type(tokenizer).__name__,
+                expected="a fast tokenizer (tokenizer.json)",
+                do="save the model with AutoTokenizer.from_pretrained(..., use_fast=True)",
+            )
+        self.tokenizer = tokenizer
+        self.plain = tokenizer.chat_template is None
+        self.end_of_turn = tokenizer.eos_token_id if self.plain else self._end_of_turn()
+        own = {tokenizer.eos_token_id, self.end_of_turn, *more_eos_ids}
+        self.eos_ids = frozenset(token for token in own if token is not None)
+        """Any of these ends an answer."""
+
+    @staticmethod
+    def load(reference: Path | str, *, trust_remote_code: bool = False) -> Renderer:
+        """The renderer of a model or tokenizer folder, or of a hub id.
+
+        Raises:
+            ModelError: there is no usable tokenizer.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(reference), trust_remote_code=trust_remote_code)
+        except Exception as error:  # whatever the library, a tokenizer's own code or the network raises
+            raise ModelError(
+                f"the tokenizer of {reference} cannot be loaded",
+                got=str(error).strip().partition("\n")[0] or type(error).__name__,
+                expected="a Hugging Face folder with tokenizer.json, or a hub id that can be reached",
+                do="check the name, the network and, for a gated model, that you are logged in",
+            ) from error
+        return Renderer(tokenizer, _generation_eos(reference))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included; a model's head may be padded beyond it."""
+        return len(self.tokenizer)
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """Equal for tokenizers that give equal ids to every text, however they were saved."""
+        tree = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        added = [(token["id"], token["content"]) for token in tree["added_tokens"]]
+        return _hash([added, tree["normalizer"], tree["pre_tokenizer"], tree["model"]])
+
+    @cached_property
+    def template_hash(self) -> str:
+        """Equal for equal chat templates."""
+        return _hash(self.tokenizer.chat_template)
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """The beginning-of-sequence token where the tokenizer adds one; templates write theirs as text."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if self.plain and bos is not None and bos in self.tokenizer("").input_ids else []
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """What a model is shown before it answers.
+
+        Raises:
+            ModelError: the chat template refuses the conversation.
+        """
+        return self._opening + self._encode(self._text(messages, prompt=True))["input_ids"]
+
+    def lesson(self, messages: Sequence[Message], complete: bool = True) -> Rendered:
+        """A whole conversation, with its last turn, the assistant's, to be predicted.
+
+        Prompt and completion are tokenised together. From the first completion token to the end-of-turn token all
+        is predicted; what the template writes after that is cut off.
+
+        Args:
+            messages: the conversation; its last turn is the assistant's.
+            complete: False for an answer that was cut short: it ends without an end-of-turn token.
+
+        Raises:
+            ModelError: the chat template refuses the conversation.
+        """
+        prompt, full = self._prompt_and_full(messages)
+        encoded = self._encode(full, return_offsets_mapping=True)
+        ids: list[int] = encoded["input_ids"]
+        start = next(
+            (j for j, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt)), len(ids)
+        )
+        last = next((j for j in range(len(ids) - 1, start - 1, -1) if ids[j] in self.eos_ids), None)
+        ids = ids[:last]
+        if complete and self.end_of_turn is not None:
+            ids.append(encoded["input_ids"][last] if last is not None else self.end_of_turn)
+        ids, start = self._opening + ids, max(1, len(self._opening) + start)
+        return Rendered(ids, [j >= start for j in range(len(ids))])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def answer_text(self, prompt: Sequence[int], answer: Sequence[int]) -> str:
+        """The text of an answer's token ids (end-of-turn token included or not) as it belongs in a message.
+
+        A plain model's answer continues its prompt's text, so a leading space, which SentencePiece tokenizers drop
+        at the start of a text, is kept.
+        """
+        if answer and answer[-1] in self.eos_ids:
+            answer = answer[:-1]
+        if not self.plain:
+            return self.decode(answer)
+        context = self.decode(prompt[-8:])
+        return self.decode([*prompt[-8:], *answer])[len(context) :]
+
+    def _prompt_and_full(self, messages: Sequence[Message]) -> tuple[str, str]:
+        content: str = messages[-1]["content"]
+        prompt = self._text(messages[:-1], prompt=True)
+        if self.plain:
+            return prompt, prompt + content
+        full = self._text(messages, prompt=False)
+        if full.startswith(prompt) and content.strip() in full[len(prompt) :]:
+            return prompt, full
+        # Templates that open <think> in the prompt, or that drop or rewrite reasoning: the answer stays as it was.
+        if prompt.rstrip().endswith(THINK):
+            content = content.removeprefix(THINK).lstrip("\n")
+        return prompt, prompt + content
+
+    def _text(self, messages: Sequence[Message], *, prompt: bool) -> str:
+        if self.plain:
+            return "".join(message["content"] for message in messages)
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=prompt
+            )
+        except TemplateError as error:
+            raise ModelError(
+                f"the chat template of {self.tokenizer.name_or_path} refuses a conversation",
+                got=f"{error}; roles {', '.join(message['role'] for message in messages)}",
+                expected="roles that the template knows, in its order",
+                do="leave out the system prompt, or use a model whose template has one",
+            ) from error
+
+    def _encode(self, text: str, **options: Any) -> Any:
+        return self.tokenizer(text, add_special_tokens=False, **options)
+
+    def _end_of_turn(self) -> int | None:
+        """The special token that the template writes right after an assistant's content."""
+        try:
+            turns = [{"role": "user", "content": "-"}, {"role": "assistant", "content": _PROBE}]
+            after = self._text(turns, prompt=False).rpartition(_PROBE)[2]
+        except ModelError:
+            return self.tokenizer.eos_token_id
+        ids = self._encode(after)["input_ids"]
+        special = self.tokenizer.all_special_ids
+        added = self.tokenizer.added_tokens_decoder
+        return ids[0] if ids and (ids[0] in special or ids[0] in added) else self.tokenizer.eos_token_id
+
+
+def _generation_eos(reference: Path | str) -> list[int]:
+    """The ids that a model's generation config, where there is one, lists as its ends."""
+    try:
+        eos = GenerationConfig.from_pretrained(str(reference)).eos_token_id
+    except OSError:
+        return []
+    return eos if isinstance(eos, list) else [eos] if eos is not None else []
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

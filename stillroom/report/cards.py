@@ -1,0 +1,142 @@
+"""The cards that go with what a run made: README.md for the student, dataset-card.md for the lessons.
+
+Front matter as the Hugging Face hub reads it (huggingface.co/docs/hub/model-cards, .../datasets-cards). The
+language is left out: nobody told us.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from stillroom.contracts.recipe import Recipe
+from stillroom.contracts.runfolder import Run
+from stillroom.models.references import EMBEDDED, resolve_model
+from stillroom.report.console import console_table
+from stillroom.report.rendering import render
+from stillroom.report.rows import Results, percent, read_results
+from stillroom.report.sections import bars, number
+from stillroom.report.verdict import losses, verdict
+
+
+def model_card(run: Run, files: list[Path], *, ollama: bool = True) -> str:
+    """README.md for the student, to lie beside these model files.
+
+    Args:
+        files: the GGUF files beside the card; the first is the one that the commands name.
+        ollama: a Modelfile lies there too.
+
+    Raises:
+        DataError: results.json is not readable.
+    """
+    recipe = run.recipe
+    results = Results.of(read_results(run.folder("evaluate")))
+    base = _hub_id(_origin(recipe), run.base)
+    front = {
+        "license": recipe.export.license,
+        **({"base_model": base} if base else {}),
+        "pipeline_tag": "text-generation",
+        "tags": ["stillroom", "distillation", "gguf"],
+    }
+    lost = losses(results, results.shipped) if results.shipped else []
+    return render(
+        "model-card.md",
+        front=_yaml(front),
+        recipe=recipe,
+        teacher=public_name(recipe.teacher.model),
+        origin=public_name(_origin(recipe)),
+        files=[file.name for file in files],
+        verdict=verdict(results) if results.shipped else [],
+        table=console_table(results.rows),
+        losses=[loss for loss in lost if loss.change < 0][:5],
+        lessons=_counts(run, "filter").get("lessons"),
+        steps=_counts(run, "distil").get("models", {}).get("student", {}).get("steps"),
+        ollama=ollama,
+        cell=_cell,
+    )
+
+
+def dataset_card(counts: dict[str, Any], recipe: Recipe) -> str:
+    """The card of filter/lessons.jsonl, from the filter stage's counts.
+
+    Args:
+        counts: `answers` read, `lessons` kept (`train`, `tune`, `checked` of them), `rejected`, and the
+            rejected by reason under `reasons`.
+    """
+    lessons = counts.get("lessons", 0)
+    front = {
+        "license": recipe.export.license,
+        "pretty_name": f"{recipe.name} lessons",
+        "task_categories": ["text-generation"],
+        "size_categories": [_size_category(lessons)],
+        "tags": ["stillroom", "distillation", "synthetic"],
+        "configs": [{"config_name": "default", "data_files": "lessons.jsonl"}],
+    }
+    checks = {"json": "is a JSON object", "reference": "equals the right answer where the source gives one"}
+    held_out = [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate
+    answers = counts.get("answers", 0)
+    return render(
+        "dataset-card.md",
+        front=_yaml(front),
+        recipe=recipe,
+        teacher=public_name(recipe.teacher.model),
+        sources=[PurePath(source.file).name for source in recipe.prompts],
+        counts=counts,
+        share=percent(lessons / answers) if answers else None,
+        reasons=bars(counts.get("reasons") or {}, number),
+        held_out=[PurePath(name).name for name in held_out],
+        check=checks.get(recipe.filter.verify),
+        cell=_cell,
+    )
+
+
+def public_name(model: str) -> str:
+    """A model's name without the folders of the machine that it lies on."""
+    if model.startswith(EMBEDDED):
+        return model.removeprefix(EMBEDDED)
+    path = PurePath(model)
+    return path.name if path.is_absolute() or model.startswith((".", "~")) or len(path.parts) > 2 else model
+
+
+def _counts(run: Run, stage: str) -> dict[str, Any]:
+    manifest = run.manifest(stage)
+    return manifest.counts if manifest else {}
+
+
+def _origin(recipe: Recipe) -> str:
+    """Which model the student was made from."""
+    if recipe.student.prune:
+        return recipe.student.prune.source or recipe.teacher.model
+    return recipe.student.model or "a fresh configuration"
+
+
+def _hub_id(model: str, base: Path) -> str | None:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.endswith(".gguf"):
+        return None
+    found = resolve_model(model, base)
+    return found if isinstance(found, str) else None
+
+
+def _size_category(count: int) -> str:
+    """The hub's names for sizes."""
+    for limit, name in (
+        (1_000, "n<1K"),
+        (10_000, "1K<n<10K"),
+        (100_000, "10K<n<100K"),
+        (1_000_000, "100K<n<1M"),
+    ):
+        if count < limit:
+            return name
+    return "n>1M"
+
+
+def _cell(text: str) -> str:
+    """Text that stays inside a Markdown table's cell."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _yaml(front: dict[str, Any]) -> str:
+    return yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()

@@ -1,0 +1,159 @@
+"""report.html: one page, no network, no script; everything on it comes from the run's own files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.contracts.files import write_atomically
+from stillroom.contracts.records import ResultRow
+from stillroom.contracts.runfolder import Manifest, Run
+from stillroom.report import sections
+from stillroom.report.gallery import gallery
+from stillroom.report.glossary import explained
+from stillroom.report.headline import headline
+from stillroom.report.plots import reliability_plots, ticks, training_plots
+from stillroom.report.rendering import render
+from stillroom.report.rows import Results, data_size, people_count, read_results, speed
+from stillroom.report.verdict import losses, title, verdict
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The common axis of a table's dots: shares of right answers as percent of the width."""
+
+    low: float
+    high: float
+
+    @staticmethod
+    def over(rows: list[ResultRow]) -> Scale:
+        """It starts at a round value where all are high, so that small differences show; its marks say so.
+
+        The untrained student has no say: it would press the others together.
+        """
+        ends = [
+            end for row in rows if row.model != "before" for end in (row.value, row.low) if end is not None
+        ]
+        lowest = min(ends, default=0.0)
+        return Scale(int(10 * lowest) / 10 if lowest > 0.3 else 0.0, 1.0)
+
+    @property
+    def marks(self) -> list[float]:
+        """Round shares for the axis."""
+        return ticks(self.low, self.high)
+
+    def at(self, value: float) -> float:
+        """Percent of the width; what is off the scale stands at its end."""
+        return round(100 * min(1.0, max(0.0, (value - self.low) / (self.high - self.low))), 2)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measure of all models that have it."""
+
+    title: str
+    bars: dict[str, sections.Bar]
+
+
+def write_report(run: Run) -> Path:
+    """Write the run's report.html and return its path.
+
+    Raises:
+        DataError: a result or sample file is not readable.
+    """
+    folder, recipe = run.folder("evaluate"), run.recipe
+    results = Results.of(read_results(folder))
+    found = sections.manifests(run)
+    html = render(
+        "report.html",
+        run=run,
+        recipe=recipe,
+        results=results,
+        title=title(results),
+        verdict=verdict(results),
+        cards=headline(results.rows),
+        losses=losses(results, results.shipped) if results.shipped else [],
+        tasks=[_task(results, task) for task in results.tasks],
+        costs=_costs(results),
+        training=training_plots(
+            results, soft_only=recipe.distil.loss.hard == 0 and recipe.distil.temperature == 1
+        ),
+        groups=gallery(folder / "samples.jsonl", results),
+        chapters=sections.chapters(found),
+        rejected=sections.rejected(found["filter"].counts) if "filter" in found else [],
+        mixes=sections.mixes(found["quantise"].counts) if "quantise" in found else [],
+        stages=sections.stages(found),
+        versions=sections.versions(found.values()),
+        settings=sections.settings(run),
+        every_setting=sections.every_setting(run),
+        commands=commands(run, found),
+        Scale=Scale,
+        glossary=explained(results, bool(found.get("quantise"))),
+        finished=sections.moment(max((manifest.finished for manifest in found.values()), default="")),
+    )
+    path = run.path / "report.html"
+    write_atomically(path, html)
+    return path
+
+
+def _task(results: Results, task: str) -> dict[str, Any]:
+    """What the page says about one task."""
+    shares = [
+        metric for metric in results.metrics(task) if metric == "valid_json" or metric.startswith("field:")
+    ]
+    models = [row.model for row in results.having(task, "exact")]
+    return {
+        "name": task,
+        "exact": results.having(task, "exact"),
+        "loss": results.having(task, "loss"),
+        "kl": results.having(task, "kl"),
+        "retention": {row.model: row for row in results.having(task, "retention")},
+        "shares": shares,
+        "models": models,
+        "differences": [row for row in results.rows if row.task == task and row.metric == "difference"],
+        "calibration": [
+            (model, [results.find(model, task, key) for key in ("ece", "brier", "confidence_when_wrong")])
+            for model in results.models
+            if results.find(model, task, "ece") or results.find(model, task, "brier")
+        ],
+        "reliability": reliability_plots(results, task),
+    }
+
+
+def _costs(results: Results) -> list[Column]:
+    """Size, speed and memory; a column that no model fills is left out."""
+    columns = (
+        ("Parameters", "size", "parameters", people_count),
+        ("File size", "size", "file_bytes", data_size),
+        ("Peak memory", "size", "peak_memory_bytes", data_size),
+        ("Peak GPU memory", "size", "peak_gpu_memory_bytes", data_size),
+        ("Tokens a second", "speed", "tokens_per_second", speed),
+    )
+    found = []
+    for title, task, metric, show in columns:
+        values = {row.model: row.value for row in results.having(task, metric) if row.value}
+        if values:
+            most = max(values.values())
+            found.append(Column(title, {m: sections.Bar(m, show(v), v / most) for m, v in values.items()}))
+    return found
+
+
+def commands(run: Run, found: dict[str, Manifest]) -> dict[str, str]:
+    """How to run what was made, as typed in the run's folder; only what the run's stages have written."""
+    typed: dict[str, str] = {}
+    context, name = run.recipe.export.context, run.recipe.name
+    if "quantise" in found and run.recipe.quantise:
+        file = f"quantise/student-{run.recipe.quantise[0]}.gguf"
+        typed["llama.cpp"] = f"llama-server -m {file} -c {context} --jinja --port 8080"
+    if "export" in found:
+        typed["Ollama"] = f"cd export && ollama create {name} -f Modelfile && ollama run {name}"
+    if "quantise" in found:
+        typed["stillroom, with an OpenAI-compatible API"] = "stillroom serve ."
+    if "distil" in found:
+        typed["transformers, in Python"] = (
+            "from transformers import pipeline\n\n"
+            'student = pipeline("text-generation", model="distil/student")\n'
+            'print(student([{"role": "user", "content": "..."}], max_new_tokens=200))'
+        )
+    return typed

@@ -1,0 +1,227 @@
+"""The verdict in plain words: sentences computed from the rows, each left out where its figures are missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stillroom.contracts.records import ResultRow
+from stillroom.report.rows import (
+    Results,
+    chance,
+    data_size,
+    is_file,
+    metric_name,
+    nats,
+    people_count,
+    percent,
+    points,
+    span,
+    speed,
+    times,
+)
+
+_FEW = 100
+_SURE = 0.05
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How one measure changed from the teacher to the model that is handed over."""
+
+    task: str
+    name: str
+    teacher: ResultRow
+    model: ResultRow
+
+    @property
+    def change(self) -> float:
+        """Model minus teacher; negative is a loss."""
+        return self.model.value - self.teacher.value
+
+
+def losses(results: Results, model: str) -> list[Loss]:
+    """Every share of right answers beside the teacher's, the largest loss first."""
+    found = []
+    for task in results.scored:
+        for metric in results.metrics(task):
+            if metric in ("exact", "valid_json") or metric.startswith("field:"):
+                own, teacher = results.find(model, task, metric), results.find("teacher", task, metric)
+                if own and teacher:
+                    found.append(Loss(task, metric_name(metric), teacher, own))
+    return sorted(found, key=lambda loss: loss.change)
+
+
+def title(results: Results) -> str:
+    """The result in one line."""
+    model = results.shipped
+    if model is None:
+        return "Nothing has been measured yet"
+    kept = next((row for task in results.scored if (row := results.find(model, task, "retention"))), None)
+    own, teacher = (results.value(name, "size", "parameters") for name in ("student", "teacher"))
+    size = f" at 1/{round(teacher / own)} of the size" if own and teacher and teacher / own >= 1.5 else ""
+    if kept and kept.value >= 1:
+        return f"The student matches its teacher{size}"
+    if kept:
+        return f"The student keeps {percent(kept.value)} of its teacher’s exact answers{size}"
+    return "What the student learned, and what it lost"
+
+
+def verdict(results: Results) -> list[str]:
+    """The verdict, one sentence or two an item, most important first."""
+    model = results.shipped
+    if model is None:
+        return ["No model was measured: the recipe names no evaluation tasks, or the evaluation has not run."]
+    sentences = [_made(results, model)]
+    sentences += [_kept(results, model, task) for task in results.scored]
+    predicted = [_likelihood(results, model, task) for task in results.tasks if task not in results.scored]
+    if not results.scored:
+        sentences += predicted
+    sentences += [_runs(results, model), _lost(results, model)]
+    for task in results.scored:
+        sentences += [_signals(results, task), _before(results, task), _squeezed(results, model, task)]
+        sentences.append(_caution(results, model, task))
+    if results.scored:
+        sentences += predicted
+    return [sentence for sentence in sentences if sentence]
+
+
+def _made(results: Results, model: str) -> str | None:
+    own, teacher = (results.value(name, "size", "parameters") for name in ("student", "teacher"))
+    own = own or results.value(model, "size", "parameters")
+    size = results.value(model, "size", "file_bytes")
+    file = f"a {data_size(size)} file" if size else None
+    if own and teacher:
+        fewer = f", {times(teacher / own)} times fewer than the teacher’s {people_count(teacher)}"
+        text = f"The student has {people_count(own)} parameters{fewer if teacher > own else ''}"
+    elif own:
+        text = f"The student has {people_count(own)} parameters"
+    else:
+        return f"The student is {file}." if file else None
+    return f"{text}, and comes as {file}." if file else f"{text}."
+
+
+def _kept(results: Results, model: str, task: str) -> str | None:
+    own, teacher = results.find(model, task, "exact"), results.find("teacher", task, "exact")
+    kept = results.find(model, task, "retention")
+    if own is None:
+        return None
+    questions = f"the {own.n:,} test questions of {task}" if own.n else f"the test questions of {task}"
+    text = f"On {questions} it gives {percent(own.value)} exactly right answers"
+    if teacher is None:
+        return f"{text} ({_interval(own)})." if span(own) else f"{text}."
+    text += f" where the teacher gives {percent(teacher.value)}"
+    if kept is None:
+        return f"{text}."
+    return f"{text}: it keeps {percent(kept.value)} of the teacher’s score" + (
+        f" ({_interval(kept)})." if span(kept) else "."
+    )
+
+
+def _likelihood(results: Results, model: str, task: str) -> str | None:
+    name = model if results.find(model, task, "kl") or results.find(model, task, "loss") else "student"
+    kl, loss = results.find(name, task, "kl"), results.find(name, task, "loss")
+    teacher = results.find("teacher", task, "loss")
+    before = results.find("before", task, "kl")
+    parts = []
+    if loss:
+        beside = f" where the teacher’s is {nats(teacher.value)}" if teacher else ""
+        parts.append(f"On {task} its loss is {nats(loss.value)} nats a token{beside}.")
+    if kl:
+        was = f", down from {nats(before.value)} before training" if before else ""
+        parts.append(
+            f"Its predictions for the next word differ from the teacher’s by a KL of {nats(kl.value)} nats a "
+            f"token{was}; 0 would mean that the two cannot be told apart."
+        )
+    return " ".join(parts) or None
+
+
+def _runs(results: Results, model: str) -> str | None:
+    own, teacher = (results.value(name, "speed", "tokens_per_second") for name in (model, "teacher"))
+    memory = results.value(model, "size", "peak_memory_bytes")
+    if not own:
+        return None
+    beside = ""
+    if teacher:
+        ratio = own / teacher
+        pace = f"{times(ratio)} times as fast as the teacher" if ratio >= 1 else "slower than the teacher"
+        beside = f", {pace} ({speed(teacher)})"
+    held = f", in {data_size(memory)} of memory" if memory else ""
+    return f"On this machine it writes {speed(own)} tokens a second{beside}{held}."
+
+
+def _lost(results: Results, model: str) -> str | None:
+    parts = [loss for loss in losses(results, model) if loss.name != metric_name("exact")]
+    if not parts:
+        return None
+    worst = parts[0]
+    if worst.change >= 0:
+        return "No part of the answers is worse than the teacher’s."
+    return (
+        f"What it loses most is “{worst.name}”: right in {percent(worst.teacher.value)} of the teacher’s answers "
+        f"and in {percent(worst.model.value)} of its own."
+    )
+
+
+def _signals(results: Results, task: str) -> str | None:
+    row = results.difference(task, "student", "answers-only")
+    if row is None:
+        return None
+    return _compared(
+        row,
+        "Learning from how sure the teacher was, and not from its answers alone,",
+        "whether the teacher’s signals help beyond its answers",
+    )
+
+
+def _before(results: Results, task: str) -> str | None:
+    before, after = results.value("before", task, "exact"), results.value("student", task, "exact")
+    if before is None or after is None:
+        return None
+    return (
+        f"Before training, the student was exactly right in {percent(before)}; after it, in {percent(after)}."
+    )
+
+
+def _squeezed(results: Results, model: str, task: str) -> str | None:
+    row = results.difference(task, model, "student") if is_file(model) else None
+    if row is None:
+        return None
+    return _compared(
+        row, f"Quantising to {model.removeprefix('student-')}", "whether quantising changed the quality"
+    )
+
+
+def _compared(row: ResultRow, subject: str, question: str) -> str:
+    """One sentence on a paired comparison; what chance alone could bring is not called an effect."""
+    tests = [span_points(row), chance(row.p) if row.p is not None else None]
+    evidence = "; ".join(test for test in tests if test)
+    evidence = f" ({evidence})" if evidence else ""
+    clear = row.p < _SURE if row.p is not None else row.low is not None and not _holds_zero(row)
+    if clear and row.value != 0:
+        verb = "gains" if row.value > 0 else "costs"
+        size = points(abs(row.value)).lstrip("+")
+        return f"{subject} {verb} {size} of exact answers{evidence}, more than chance would explain."
+    return f"It is too close to tell {question}: the difference is {points(row.value)} of exact answers{evidence}."
+
+
+def span_points(row: ResultRow) -> str | None:
+    """The interval of a difference, in points."""
+    if row.low is None or row.high is None:
+        return None
+    low, high = points(row.low).removesuffix(" points"), points(row.high)
+    return f"95% interval {low} to {high}"
+
+
+def _holds_zero(row: ResultRow) -> bool:
+    return row.low is not None and row.high is not None and row.low <= 0 <= row.high
+
+
+def _interval(row: ResultRow) -> str:
+    return f"95% interval {span(row)}"
+
+
+def _caution(results: Results, model: str, task: str) -> str | None:
+    own = results.find(model, task, "exact")
+    if own is None or not 0 < own.n < _FEW:
+        return None
+    return f"Only {own.n} questions of {task} were asked: read the intervals, not the figures."

@@ -1,0 +1,6 @@
+"""Serving: an OpenAI-compatible front over llama.cpp."""
+
+from stillroom.serving.app import create_app
+from stillroom.serving.server import model_file, serve
+
+__all__ = ["create_app", "model_file", "serve"]

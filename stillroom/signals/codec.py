@@ -1,0 +1,141 @@
+"""One row of a book to bytes and back.
+
+A row is, in this order, little-endian and without padding but to whole bytes between columns:
+
+    tokens      uint32
+    mask        1 bit a token
+    token ids   ceil(log2 vocab) bits each
+    heads       uint8 a signal
+    draws       uint8 a signal              (unbiased samples only)
+    entropy     uint16 a signal
+    tail mass   uint16 where it is written
+    weights     uint8 for each head token but a signal's first
+    ids         ceil(log2 vocab) bits each
+
+and every length follows from the columns before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stillroom.signals.codes import Signals, has_tail, id_bits, signals_of
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A sequence and what the teacher thought at its selected tokens.
+
+    Args:
+        token_ids: int32 `[tokens]`.
+        loss_mask: bool `[tokens]`; True at the *predicted* tokens that count, so never at the first.
+        targets: one signal for each True, in order: the one for position j is the teacher's distribution
+            p(. | tokens before j), of which `token_ids[j]` is one outcome. Logits at place j - 1 make it.
+    """
+
+    token_ids: Tensor
+    loss_mask: Tensor
+    targets: Signals
+
+
+def encode(row: Row, vocab: int) -> bytes:
+    """The row as bytes. Ids must fit the vocabulary, and there must be one signal for each selected token."""
+    targets, bits = row.targets.to("cpu"), id_bits(vocab)
+    draws = targets.counts - targets.heads
+    columns = [
+        np.array([len(row.token_ids)], "<u4"),
+        np.packbits(row.loss_mask.numpy(), bitorder="little"),
+        pack(row.token_ids.numpy(), bits),
+        targets.heads.numpy().astype(np.uint8),
+        *([] if targets.bucket else [draws.numpy().astype(np.uint8)]),
+        targets.entropy_codes.numpy().astype("<u2"),
+        targets.tail_codes[targets.tailed].numpy().astype("<u2"),
+        targets.codes[targets.coded].numpy(),
+        pack(targets.ids.numpy(), bits),
+    ]
+    return b"".join(column.tobytes() for column in columns)
+
+
+def decode(data: Bytes, vocab: int, *, bucket: bool, temperature: float) -> Row:
+    """The row that these bytes hold.
+
+    Raises:
+        ValueError: the bytes are not a row of this vocabulary and kind.
+    """
+    bits, reader = id_bits(vocab), _Reader(data)
+    tokens = int(reader.take("<u4", 1)[0])
+    mask = np.unpackbits(reader.take("u1", -(-tokens // 8)), count=tokens, bitorder="little").astype(bool)
+    token_ids = unpack(reader.packed(tokens, bits), tokens, bits)
+    signals = int(mask.sum())
+    heads = torch.from_numpy(reader.take("u1", signals).astype(np.int64))
+    draws = (
+        torch.zeros_like(heads) if bucket else torch.from_numpy(reader.take("u1", signals).astype(np.int64))
+    )
+    entropy = torch.from_numpy(reader.take("<u2", signals).astype(np.int64))
+    counts = heads + draws
+    tailed = torch.ones_like(heads, dtype=torch.bool) if bucket else has_tail(heads, counts)
+    tail = torch.zeros_like(heads)
+    tail[tailed] = torch.from_numpy(reader.take("<u2", int(tailed.sum())).astype(np.int64))
+    kept = int(counts.sum())
+    place = torch.arange(kept) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    coded = (place > 0) & (place < torch.repeat_interleave(heads, counts))
+    codes = torch.zeros(kept, dtype=torch.uint8)
+    codes[coded] = torch.from_numpy(reader.take("u1", int(coded.sum())).copy())
+    ids = unpack(reader.packed(kept, bits), kept, bits)
+    reader.finish()
+    targets = signals_of(
+        ids=torch.from_numpy(ids),
+        heads=heads,
+        counts=counts,
+        codes=codes,
+        tail_codes=tail,
+        entropy_codes=entropy,
+        bucket=bucket,
+        temperature=temperature,
+    )
+    return Row(torch.from_numpy(token_ids.astype(np.int32)), torch.from_numpy(mask), targets)
+
+
+def pack(values: NDArray[np.integer], bits: int) -> Bytes:
+    """The values' low `bits` bits (at most 24), one after another, lowest first."""
+    spread = (values.astype(np.uint32)[:, None] >> np.arange(bits, dtype=np.uint32)) & 1
+    return np.packbits(spread.astype(np.uint8), bitorder="little")
+
+
+def unpack(data: Bytes, count: int, bits: int) -> NDArray[np.int64]:
+    """The first `count` values of `bits` bits."""
+    padded = np.concatenate([data, np.zeros(4, np.uint8)]).astype(np.uint32)
+    start = np.arange(count, dtype=np.int64) * bits
+    byte, shift = start >> 3, (start & 7).astype(np.uint32)
+    # 24 bits and a shift of up to 7 lie within four bytes.
+    word = padded[byte] | padded[byte + 1] << 8 | padded[byte + 2] << 16 | padded[byte + 3] << 24
+    return ((word >> shift) & np.uint32((1 << bits) - 1)).astype(np.int64)
+
+
+class _Reader:
+    """Takes columns from the front of a row's bytes, without copying them."""
+
+    def __init__(self, data: Bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, dtype: str, count: int) -> NDArray[Any]:
+        size = count * np.dtype(dtype).itemsize
+        if self.at + size > len(self.data):
+            raise ValueError("the row is shorter than its columns")
+        self.at += size
+        return self.data[self.at - size : self.at].view(dtype)
+
+    def packed(self, count: int, bits: int) -> Bytes:
+        return self.take("u1", -(-count * bits // 8))
+
+    def finish(self) -> None:
+        if self.at != len(self.data):
+            raise ValueError("the row is longer than its columns")

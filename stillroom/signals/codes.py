@@ -1,0 +1,148 @@
+"""Signals: sparse targets that are exactly what their codes on disk say.
+
+A token keeps a *head*, its most probable tokens in falling order, and, for unbiased samples, *draws* from the
+tail. One byte says the weight of a head token on a logarithmic scale; sixteen bits the tail's mass on a linear
+one. The first head token needs no code, since all weights and the tail sum to one; nor do the draws, which
+share the tail's mass equally. Codes are rounded up or down at random so that the mean of what is read is what
+was meant: an estimate stays unbiased on disk.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from stillroom.losses import SparseTargets
+
+SMALLEST = 1e-5  # the last level but one; what is below becomes it, or zero
+TAIL_LEVELS = 65535
+ENTROPY_STEPS = 4096  # a nat; sixteen bits reach 16 nats, the entropy of nine million equal tokens
+COUNT_LIMIT = 255  # head and draws of a token are counted in a byte each
+_LEVELS = 255  # 1 down to SMALLEST in equal ratios; code 255 is zero
+_STEP = -math.log(SMALLEST) / (_LEVELS - 1)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Signals(SparseTargets):
+    """Sparse targets and the codes that they were read from; built by `signals_of`.
+
+    Args:
+        codes: uint8 `[kept]`, weight codes of head tokens but the first; 0 elsewhere.
+        heads: int64 `[tokens]`, how many of a token's entries are head; the rest are draws.
+        tail_codes: int64 `[tokens]`, 0 to 65535, the mass outside the head.
+        entropy_codes: int64 `[tokens]`, 0 to 65535, the entropy in nats / 4096.
+    """
+
+    codes: Tensor
+    heads: Tensor
+    tail_codes: Tensor
+    entropy_codes: Tensor
+
+    entry_fields: ClassVar[tuple[str, ...]] = (*SparseTargets.entry_fields, "codes")
+    token_fields: ClassVar[tuple[str, ...]] = (
+        *SparseTargets.token_fields,
+        "heads",
+        "tail_codes",
+        "entropy_codes",
+    )
+
+    @property
+    def coded(self) -> Tensor:
+        """bool `[kept]`: the entries whose weight has a code of its own, that is the head but its first."""
+        place = torch.arange(self.kept, device=self.ids.device) - self.offsets[:-1][self.positions]
+        return (place > 0) & (place < self.heads[self.positions])
+
+    @property
+    def tailed(self) -> Tensor:
+        """bool `[tokens]`: where the tail's mass is written; elsewhere it follows from the counts."""
+        return (
+            torch.ones_like(self.heads, dtype=torch.bool)
+            if self.bucket
+            else has_tail(self.heads, self.counts)
+        )
+
+    def bytes_per_token(self, vocab: int) -> float:
+        """Mean bytes on disk, everything included: ids, weights, counts, tail mass, entropy."""
+        bits = id_bits(vocab) * self.kept + 8 * int(self.coded.sum()) + 16 * int(self.tailed.sum())
+        return (bits / 8 + self.tokens * fixed_bytes(self.bucket)) / max(self.tokens, 1)
+
+
+def signals_of(
+    *,
+    ids: Tensor,
+    heads: Tensor,
+    counts: Tensor,
+    codes: Tensor,
+    tail_codes: Tensor,
+    entropy_codes: Tensor,
+    bucket: bool,
+    temperature: float,
+) -> Signals:
+    """Read codes: the one place where they become weights, at capture as on disk. Fields as in `Signals`."""
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    rows = torch.repeat_interleave(torch.arange(len(counts), device=ids.device), counts)
+    place = torch.arange(ids.shape[0], device=ids.device) - offsets[:-1][rows]
+    in_head = place < heads[rows]
+    weights = level(codes.long()) * (in_head & (place > 0))
+    tail = tail_codes.double() / TAIL_LEVELS
+    if not bucket:
+        tail = torch.where(heads == 0, 1.0, tail * has_tail(heads, counts))
+    others = torch.zeros_like(tail).index_add_(0, rows, weights)
+    weights = torch.where(in_head & (place == 0), (1 - tail - others)[rows], weights)
+    share = tail / (counts - heads).clamp(min=1)
+    weights = torch.where(in_head, weights, share[rows])
+    return Signals(
+        ids=ids,
+        weights=weights.float(),
+        offsets=offsets,
+        tail_mass=(tail if bucket else torch.zeros_like(tail)).float(),
+        entropy=(entropy_codes.double() / ENTROPY_STEPS).float(),
+        bucket=bucket,
+        temperature=temperature,
+        codes=codes,
+        heads=heads,
+        tail_codes=tail_codes,
+        entropy_codes=entropy_codes,
+    )
+
+
+def has_tail(heads: Tensor, counts: Tensor) -> Tensor:
+    """Where unbiased samples need a tail mass written: with both head and draws."""
+    return (heads > 0) & (counts > heads)
+
+
+def level(codes: Tensor) -> Tensor:
+    """float64 weights of codes 0 to 255."""
+    return torch.where(codes < _LEVELS, torch.exp(-_STEP * codes.double()), 0.0)
+
+
+def round_weights(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Codes of weights in [0, 1] (float64), rounded up or down at random so that the mean level is the weight."""
+    lower = (-weights.clamp(min=1e-300).log() / _STEP).floor().clamp(0, _LEVELS - 1).long()
+    above, below = level(lower), level(lower + 1)
+    up = uniforms < (weights - below) / (above - below)
+    return torch.where(up, lower, lower + 1).to(torch.uint8)
+
+
+def round_tail(mass: Tensor, uniforms: Tensor) -> Tensor:
+    """Codes of tail masses in [0, 1] (float64), likewise rounded at random."""
+    return (mass * TAIL_LEVELS + uniforms).floor().clamp(0, TAIL_LEVELS).long()
+
+
+def round_entropy(entropy: Tensor) -> Tensor:
+    """Codes of entropies in nats, to the nearest: an offset of the reported value, no part of any gradient."""
+    return (entropy.double() * ENTROPY_STEPS).round().clamp(0, 65535).long()
+
+
+def id_bits(vocab: int) -> int:
+    """Bits of a token id."""
+    return max(1, (vocab - 1).bit_length())
+
+
+def fixed_bytes(bucket: bool) -> int:
+    """Bytes that every token has: the count of its head, of its draws (unbiased samples only), its entropy."""
+    return 3 if bucket else 4

@@ -1,0 +1,121 @@
+"""What all rows of a book share, and the key of a row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillroom.contracts.errors import BookError
+from stillroom.signals.capture import KINDS
+from stillroom.signals.shards import write_whole
+
+FORMAT = 1
+_MISFITS = {
+    "tokenizer": ("this book was captured with another tokenizer", "capture again with this tokenizer"),
+    "template": ("this book was captured with another chat template", "capture again with this template"),
+    "vocab": (
+        "this book was captured over a vocabulary of {got} tokens, {want} are asked for",
+        "capture again",
+    ),
+    "temperature": (
+        "this book was captured at temperature {got}, the recipe trains at {want}",
+        "set distil.temperature to {got}, or capture again at {want}",
+    ),
+    "format": ("this book is written in format {got}, this version reads {want}", "capture again"),
+}
+
+
+@dataclass(frozen=True)
+class BookHeader:
+    """What all rows of a book share; its header.json.
+
+    Args:
+        tokenizer: hash of the tokenizer whose ids the rows hold.
+        template: hash of the chat template that laid the rows out.
+        vocab: tokens that ids and signals range over, at most 2^24; padding of the head not counted.
+        temperature: of capture, and so of training.
+        kind: "head+draws" or "top-k".
+        budget: bytes a token that the signals were given.
+        teacher: the teacher's name, for people.
+        shard_tokens: signals after which a shard is closed.
+        format: version of the files.
+    """
+
+    tokenizer: str
+    template: str
+    vocab: int
+    temperature: float
+    kind: str
+    budget: int
+    teacher: str
+    shard_tokens: int = 1 << 20
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or not 2 <= self.vocab <= 1 << 24 or not self.temperature > 0:
+            raise BookError(
+                "a lesson book cannot have this header",
+                got=f"kind {self.kind!r}, vocab {self.vocab}, temperature {self.temperature}",
+                expected=f"a kind of {', '.join(KINDS)}, 2 to 2^24 tokens, a positive temperature",
+            )
+
+    @classmethod
+    def read(cls, folder: Path) -> BookHeader:
+        """The header of the book in this folder; BookError where there is none that can be read."""
+        try:
+            found = json.loads((folder / "header.json").read_text())
+            if found["format"] != FORMAT:
+                raise _misfit("format", found["format"], FORMAT)
+            return cls(**found)
+        except OSError:
+            raise BookError(
+                f"there is no lesson book in {folder}", do="capture one with `stillroom teach`"
+            ) from None
+        except (ValueError, KeyError, TypeError) as fault:
+            raise BookError(
+                f"{folder / 'header.json'} cannot be read", got=fault, do="capture again"
+            ) from None
+
+    def write(self, folder: Path) -> None:
+        """Write header.json, whole or not at all."""
+        write_whole(folder / "header.json", json.dumps(asdict(self), indent=2).encode() + b"\n")
+
+    def require(self, **wanted: object) -> None:
+        """Raise BookError unless each named field that is not None has this value."""
+        for field in fields(self):
+            want, got = wanted.get(field.name), getattr(self, field.name)
+            if want is not None and want != got:
+                raise _misfit(field.name, got, want)
+
+
+def row_key(
+    tokenizer: str,
+    token_ids: Sequence[int] | np.ndarray | Tensor,
+    loss_mask: Sequence[bool] | np.ndarray | Tensor,
+) -> str:
+    """The content key of a row: blake2b of tokenizer hash, token ids and mask, 32 hex digits."""
+    ids = np.asarray(torch.as_tensor(token_ids).cpu(), "<i4")
+    mask = np.asarray(torch.as_tensor(loss_mask).cpu(), bool)
+    content = hashlib.blake2b(digest_size=16)
+    for part in (tokenizer.encode(), ids.tobytes(), np.packbits(mask).tobytes()):
+        content.update(len(part).to_bytes(8, "little") + part)
+    return content.hexdigest()
+
+
+def _misfit(name: str, got: object, want: object) -> BookError:
+    what, do = _MISFITS.get(
+        name, (f"this book's {name} is another", f"set it to {got}, or capture into a new folder")
+    )
+    return BookError(
+        what.format(got=got, want=want),
+        got=f"{name} {got}",
+        expected=f"{name} {want}",
+        do=do.format(got=got, want=want),
+    )

@@ -1,0 +1,226 @@
+"""The student trains, and the baselines beside it, each with the same number of steps.
+
+Each model has a mark of all that it depends on; one whose mark still holds is not trained again, so adding a baseline
+does not train the student anew.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from stillroom.contracts.errors import DataError
+from stillroom.contracts.files import read_lines, write_json
+from stillroom.contracts.records import Lesson, content_key, from_line
+from stillroom.lessons.asking import read_run_prompts
+from stillroom.models.origins import student_source
+from stillroom.models.references import resolve_model
+from stillroom.models.rendering import Rendered, Renderer
+from stillroom.stages.context import StageContext
+from stillroom.training.batches import MemoryRows, RowSource, TrainingRow
+from stillroom.training.bookrows import BookRows
+from stillroom.training.fitting import fit, steps_of
+from stillroom.training.objective import Objective
+from stillroom.training.students import add_lora, build_student, save_student
+
+SMALLEST = 0.10
+"""Below this share of the teacher's parameters the loss by compression becomes severe, the literature says."""
+_VALIDATION_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Apprentice:
+    """One model to be trained: where it goes, on what, and with which loss."""
+
+    name: str
+    folder: Path
+    metrics: Path
+    objective: Objective
+    rows: Callable[[], RowSource]
+
+
+class DistilStage:
+    """What the trainings of one run share: the untrained student, its tokens, the lessons."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.context, self.recipe = context, context.recipe
+        self.source = student_source(self.recipe, context.run.base)
+        self.renderer = Renderer.load(self.source, trust_remote_code=self.recipe.student.trust_remote_code)
+        self.too_long = self.without_signal = 0
+        self.trained_file = context.folder / "trained.json"
+        self.trained: dict[str, str] = (
+            json.loads(self.trained_file.read_text()) if self.trained_file.is_file() else {}
+        )
+        loss = self.recipe.distil.loss
+        self.objective = Objective(hard=loss.hard, soft=loss.soft, temperature=self.recipe.distil.temperature)
+        self.steps = 0
+        self.validation: list[TrainingRow] = []
+
+    def untrained(self) -> Any:
+        """The student before it has learned anything."""
+        model = self.recipe.student.model
+        return build_student(
+            self.recipe.student,
+            model=resolve_model(model, self.context.run.base) if model else None,
+            source=self.source,
+            seed=self.recipe.seed,
+        )
+
+    def lessons(self, split: str) -> Iterator[Rendered]:
+        """The lessons of a split as tokens; those over distil.max_length are left out and counted."""
+        for line in read_lines(self.context.run.need("filter") / "lessons.jsonl"):
+            lesson = from_line(Lesson, line)
+            if lesson.split == split:
+                rendered = self.renderer.lesson(lesson.messages, lesson.complete)
+                if len(rendered.ids) > self.recipe.distil.max_length:
+                    self.too_long += 1
+                else:
+                    yield rendered
+
+    def labels(self) -> Iterator[Rendered]:
+        """The questions that came with a right answer, with that answer."""
+        for prompt in read_run_prompts(self.context.run.need("prompts")):
+            if prompt.reference is not None and prompt.split == "train":
+                turn = {"role": "assistant", "content": prompt.reference}
+                yield self.renderer.lesson([*prompt.messages, turn])
+
+    def rows(self, lessons: Iterator[Rendered], *, signals: bool) -> RowSource:
+        """Rows with the signals of the run's book, or without."""
+        rendered = list(lessons)
+        if not signals:
+            return MemoryRows([(row.ids, row.mask) for row in rendered])
+        book = BookRows.open(
+            self.context.run.need("teach") / "signals",
+            rendered,
+            tokenizer_hash=self.renderer.tokenizer_hash,
+            temperature=self.recipe.distil.temperature,
+        )
+        self.without_signal += len(rendered) - len(book.lengths)
+        return book
+
+    def mark(self, apprentice: Apprentice) -> str:
+        """All that a trained model depends on."""
+        inputs = {}
+        for name in ("prompts", "teach", "filter"):
+            manifest = self.context.run.manifest(name)
+            inputs[name] = manifest.fingerprint if manifest else ""
+        settings = self.recipe.distil.model_dump(mode="json", exclude={"report_to", "loss"})
+        objective = vars(apprentice.objective)
+        return content_key(
+            inputs, settings, objective, self.recipe.student.model_dump(), self.steps, self.recipe.seed
+        )
+
+    def train(self, apprentice: Apprentice) -> dict[str, Any]:
+        """Train one model unless its mark holds; returns its counts."""
+        mark, done = self.mark(apprentice), self.context.folder / "checkpoints" / apprentice.name
+        counts_file = apprentice.metrics.with_name("training.json")
+        if self.trained.get(apprentice.name) == mark and (apprentice.folder / "config.json").is_file():
+            return json.loads(counts_file.read_text())
+        stamp = done / "mark"
+        if not (stamp.is_file() and stamp.read_text() == mark):
+            shutil.rmtree(done, ignore_errors=True)
+            done.mkdir(parents=True)
+            stamp.write_text(mark)
+        student = self.untrained()
+        if self.recipe.student.lora is not None:
+            student = add_lora(student, self.recipe.student.lora, self.recipe.seed)
+        counts = fit(
+            student,
+            apprentice.rows(),
+            objective=apprentice.objective,
+            settings=self.recipe.distil,
+            steps=self.steps,
+            seed=self.recipe.seed,
+            checkpoints=done,
+            metrics=apprentice.metrics,
+            label=f"training {apprentice.name}",
+            progress=self.context.progress,
+            validation=self.validation if apprentice.objective.needs_signals else [],
+        )
+        self.save(student, apprentice.folder)
+        write_json(counts_file, counts)
+        self.trained[apprentice.name] = mark
+        write_json(self.trained_file, self.trained)
+        shutil.rmtree(done)
+        del student
+        gc.collect()
+        return counts
+
+    def save(self, student: Any, folder: Path) -> None:
+        """Write a model folder under a temporary name and rename it, so that it is whole or absent."""
+        scratch = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(scratch, ignore_errors=True)
+        config = AutoConfig.from_pretrained(
+            self.source, trust_remote_code=self.recipe.student.trust_remote_code
+        )
+        save_student(student, self.renderer.tokenizer, scratch, config.dtype)
+        for item in folder.glob("*") if folder.is_dir() else ():
+            if item.name not in ("metrics.jsonl", "training.json"):
+                item.unlink() if item.is_file() else shutil.rmtree(item)
+        folder.mkdir(parents=True, exist_ok=True)
+        for item in sorted(scratch.iterdir(), key=lambda path: path.name == "config.json"):
+            item.replace(folder / item.name)
+        scratch.rmdir()
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write distil/student, distil/metrics.jsonl and distil/baselines/NAME.
+
+    Raises:
+        DataError: there is nothing to train on.
+        BookError: the book does not fit the lessons.
+    """
+    stage, recipe, folder = DistilStage(context), context.recipe, context.folder
+    train = stage.rows(stage.lessons("train"), signals=stage.objective.needs_signals)
+    if len(train.lengths) == 0:
+        raise DataError(
+            "no lesson can be trained on",
+            got=f"{stage.too_long} too long, {stage.without_signal} without signals",
+            do="raise distil.max_length, or look at filter/lessons.jsonl",
+        )
+    stage.steps = steps_of(recipe.distil, len(train.lengths))
+    tune = stage.rows(stage.lessons("tune"), signals=stage.objective.needs_signals)
+    stage.validation = [tune[index] for index in range(min(len(tune.lengths), _VALIDATION_ROWS))]
+    counts: dict[str, Any] = {"lessons": len(train.lengths), "tokens": int(train.lengths.sum())}
+    student = Apprentice(
+        "student", folder / "student", folder / "metrics.jsonl", stage.objective, lambda: train
+    )
+    counts |= {"models": {"student": stage.train(student)}}
+    for name in recipe.baselines:
+        counts["models"][name] = _baseline(stage, name)
+    if stage.too_long:
+        counts["too long"] = stage.too_long
+        context.progress.say(f"{stage.too_long} lessons are longer than distil.max_length and were left out")
+    if stage.without_signal:
+        counts["without signal"] = stage.without_signal
+        context.progress.say(f"{stage.without_signal} lessons have no usable signal and were left out")
+    return counts
+
+
+def _baseline(stage: DistilStage, name: str) -> dict[str, Any]:
+    folder = stage.context.folder / "baselines" / name
+    if name == "before":
+        if not (folder / "config.json").is_file():
+            stage.save(stage.untrained(), folder)
+        return {"steps": 0}
+    if name == "labels-only":
+        labels = list(stage.labels())
+        if not labels:
+            raise DataError(
+                "the baseline labels-only has nothing to learn from",
+                got="no question of the recipe's prompts has a right answer",
+                expected="an assistant turn, or a field such as reference, in a file of prompts",
+                do="add labelled questions to prompts, or take labels-only out of baselines",
+            )
+        rows: Callable[[], RowSource] = lambda: stage.rows(iter(labels), signals=False)  # noqa: E731
+    else:
+        rows = lambda: stage.rows(stage.lessons("train"), signals=False)  # noqa: E731
+    hard = Objective(hard=1.0, soft=0.0)
+    return stage.train(Apprentice(name, folder, folder / "metrics.jsonl", hard, rows))

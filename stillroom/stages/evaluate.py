@@ -1,0 +1,201 @@
+"""Teacher, baselines, student and quantised files are measured on the recipe's tasks, one after the other.
+
+What was measured on a model is kept in evaluate/models/NAME.json under a key of all that it depends on, so that a
+killed evaluation goes on with the next model and a changed one is measured again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stillroom.contracts.errors import DataError, RecipeError, RunError
+from stillroom.contracts.files import digest, read_json, write_json, write_lines
+from stillroom.contracts.records import ResultRow, content_key, to_line
+from stillroom.evaluation.comparison import compare_models
+from stillroom.evaluation.job import ModelSpec, Settings
+from stillroom.evaluation.results import ModelResult
+from stillroom.evaluation.running import evaluate_model
+from stillroom.evaluation.samples import samples
+from stillroom.evaluation.tasks import EvaluationTask, held_out_lessons, load_task
+from stillroom.evaluation.training_curves import training_rows
+from stillroom.models.origins import student_source
+from stillroom.models.references import resolve_model, resolve_tokenizer
+from stillroom.stages.context import StageContext
+
+TEACHER, STUDENT = "teacher", "student"
+_FORMAT = 1
+"""Raised when what is kept of a model changes its meaning; then every model is measured again."""
+_RESERVED = {"speed", "size", "training"}
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write evaluate/models/, samples.jsonl and results.json.
+
+    Raises:
+        RecipeError: a task has a name that the results need for themselves.
+        DataError: a task's file is not usable.
+        RunError: a model is missing.
+        ModelError, TeacherError: a model cannot be loaded or reached.
+        Fault: a model's process died.
+    """
+    recipe = context.recipe
+    tasks, specs = read_tasks(context), model_specs(context)
+    results = [_measured(context, spec, tasks, specs[0]) for spec in specs]
+    quantised = [f"{STUDENT}-{kind}" for kind in recipe.quantise]
+    pairs = [(STUDENT, name) for name in recipe.baselines] + [(name, STUDENT) for name in quantised]
+    rows = compare_models(results, teacher=TEACHER, pairs=pairs, seed=recipe.seed)
+    distil = context.run.need("distil")
+    for name in (STUDENT, *recipe.baselines):
+        rows += training_rows(name, _folder(distil, name) / "metrics.jsonl")
+    write_lines(context.folder / "samples.jsonl", samples(tasks, results))
+    write_json(context.folder / "results.json", [to_line(row) for row in rows])
+    items = sum(len(task.items or ()) for task in tasks)
+    return {"models": len(specs), "items": items, **_headlines(rows)}
+
+
+def read_tasks(context: StageContext) -> list[EvaluationTask]:
+    """The recipe's tasks, read before the first model is loaded.
+
+    Raises:
+        RecipeError: a task has a name that the results need for themselves.
+        DataError: a file is not usable.
+    """
+    recipe = context.recipe
+    for task in recipe.evaluate.tasks:
+        if task.title in _RESERVED:
+            raise RecipeError(
+                f"a task cannot be called {task.title}",
+                got=f"evaluate.tasks: {task.file}",
+                expected=f"none of {', '.join(sorted(_RESERVED))}, which the results use themselves",
+                do="give the task another name: evaluate.tasks: [{file: ..., name: ...}]",
+            )
+    tasks = []
+    for task in recipe.evaluate.tasks:
+        if task.file is None:
+            lessons = context.run.need("filter") / "lessons.jsonl"
+            tasks.append(held_out_lessons(lessons, task.title, task.limit))
+        else:
+            path, system = context.run.locate(task.file), recipe.teach.system
+            tasks.append(load_task(path, task.score, task.title, limit=task.limit, system=system))
+    return tasks
+
+
+def model_specs(context: StageContext) -> list[ModelSpec]:
+    """The models in the order of the report: teacher, baselines, student, quantised files.
+
+    Raises:
+        ModelError: there is no such teacher.
+        RunError: a model that an earlier stage should have made is missing.
+    """
+    recipe, distil = context.recipe, context.run.need("distil")
+    trust = recipe.student.trust_remote_code
+    specs = [_teacher(context)]
+    for name in (*recipe.baselines, STUDENT):
+        folder = _made(_folder(distil, name) / STUDENT if name == STUDENT else _folder(distil, name))
+        specs.append(ModelSpec(name, "local", folder, trust_remote_code=trust))
+    for kind in recipe.quantise:
+        name = f"{STUDENT}-{kind}"
+        path = _made(context.run.need("quantise") / f"{name}.gguf")
+        specs.append(ModelSpec(name, "gguf", path, tokenizer=str(distil / STUDENT), trust_remote_code=trust))
+    return specs
+
+
+def _teacher(context: StageContext) -> ModelSpec:
+    teacher, base = context.recipe.teacher, context.run.base
+    if teacher.api:
+        return ModelSpec(
+            TEACHER,
+            "api",
+            teacher.model,
+            api=teacher.api,
+            api_key_env=teacher.api_key_env,
+            logprobs=context.recipe.teach.signal.kind == "top-k",
+        )
+    found = resolve_model(teacher.model, base)
+    gguf = isinstance(found, Path) and found.is_file()
+    tokenizer = None
+    if gguf:
+        own = resolve_tokenizer(teacher.tokenizer, base) if teacher.tokenizer else None
+        tokenizer = str(own or student_source(context.recipe, base))
+    return ModelSpec(
+        TEACHER,
+        "gguf" if gguf else "local",
+        str(found),
+        tokenizer=tokenizer,
+        dtype=teacher.dtype,
+        trust_remote_code=teacher.trust_remote_code,
+    )
+
+
+def _folder(distil: Path, name: str) -> Path:
+    """Where distil leaves a model's metrics; a baseline lies in the same folder, the student one below."""
+    return distil if name == STUDENT else distil / "baselines" / name
+
+
+def _made(path: Path) -> str:
+    if not path.exists():
+        raise RunError(
+            f"{path} is missing",
+            expected=f"the model that the {path.parent.name} stage leaves there",
+            do="run the recipe again; if the stage is skipped, remove its manifest.json first",
+        )
+    return str(path)
+
+
+def _measured(
+    context: StageContext, spec: ModelSpec, tasks: list[EvaluationTask], teacher: ModelSpec
+) -> ModelResult:
+    """What is known of a model already, or is found out now."""
+    recipe = context.recipe
+    settings = Settings(
+        max_new_tokens=recipe.evaluate.max_new_tokens,
+        batch_size=recipe.evaluate.batch_size,
+        concurrency=recipe.teach.concurrency,
+        max_length=recipe.distil.max_length,
+    )
+    compared = any(task.lessons for task in tasks) and spec != teacher and teacher.kind != "api"
+    live = teacher if compared else None
+    key = content_key(
+        _FORMAT,
+        _identity(spec),
+        _identity(live) if live else None,
+        [task.key for task in tasks],
+        asdict(settings),
+    )
+    path = context.folder / "models" / f"{spec.name}.json"
+    if (known := _known(path, key)) is not None:
+        context.progress.say(f"{spec.name} was measured before")
+        return known
+    answers = path.with_name(f"{spec.name}-answers.jsonl") if spec.kind == "api" else None
+    result = evaluate_model(spec, tasks, settings, teacher=live, answers=answers, progress=context.progress)
+    write_json(path, {"key": key, **result.to_json()})
+    return result
+
+
+def _identity(spec: ModelSpec) -> dict[str, Any]:
+    """What decides how a model answers: its spec, with the digests of local files for their paths."""
+    known = asdict(spec)
+    for part in ("path", "tokenizer"):
+        place = known[part]
+        if spec.kind != "api" and place and Path(place).exists():
+            known[part] = digest(Path(place))
+    return known
+
+
+def _known(path: Path, key: str) -> ModelResult | None:
+    try:
+        tree = read_json(path)
+        return ModelResult.from_json(tree) if tree["key"] == key else None
+    except (DataError, KeyError, TypeError):
+        return None
+
+
+def _headlines(rows: list[ResultRow]) -> dict[str, float]:
+    """The figures for the manifest: every model's share of right answers, and what was retained."""
+    return {
+        f"{row.model}: {row.metric} on {row.task}": round(row.value, 4)
+        for row in rows
+        if row.metric in ("exact", "retention")
+    }

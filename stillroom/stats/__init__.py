@@ -1,0 +1,24 @@
+"""Intervals, paired tests and calibration; numpy only."""
+
+from stillroom.stats.calibration import Bin, brier, expected_calibration_error, reliability_curve
+from stillroom.stats.intervals import (
+    Interval,
+    bootstrap_mean,
+    paired_bootstrap_difference,
+    paired_bootstrap_ratio,
+    wilson,
+)
+from stillroom.stats.paired import mcnemar_exact
+
+__all__ = [
+    "Bin",
+    "Interval",
+    "bootstrap_mean",
+    "brier",
+    "expected_calibration_error",
+    "mcnemar_exact",
+    "paired_bootstrap_difference",
+    "paired_bootstrap_ratio",
+    "reliability_curve",
+    "wilson",
+]

@@ -1,0 +1,137 @@
+"""Fitting a student to rows: from a recipe's settings to transformers' arguments, with resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainingArguments
+
+from stillroom.contracts.files import storage
+from stillroom.contracts.progress import Progress
+from stillroom.contracts.recipe import Distil
+from stillroom.training.batches import RowSource, StepPlan, TrainingRow
+from stillroom.training.objective import Objective
+from stillroom.training.trainer import (
+    DistillationTrainer,
+    MetricsFile,
+    ProgressCallback,
+    WholeCheckpoints,
+    bfloat16_is_quick,
+    last_whole_checkpoint,
+)
+
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def steps_of(settings: Distil, rows: int) -> int:
+    """Optimiser steps of the recipe's epochs, or its steps."""
+    return settings.steps or max(1, round(settings.epochs * rows / settings.batch_size))
+
+
+def fit(
+    student: Any,
+    rows: RowSource,
+    *,
+    objective: Objective,
+    settings: Distil,
+    steps: int,
+    seed: int,
+    checkpoints: Path,
+    metrics: Path,
+    label: str,
+    progress: Progress,
+    validation: Sequence[TrainingRow] = (),
+) -> dict[str, Any]:
+    """Train the student in place, from its newest whole checkpoint if there is one.
+
+    Args:
+        student: the model, with or without adapters; changed in place.
+        rows: what it learns.
+        objective: the loss.
+        settings: the recipe's `distil`.
+        steps: optimiser steps of the whole training.
+        seed: decides the order of rows and dropout.
+        checkpoints: where checkpoints are kept while it trains.
+        metrics: the JSONL file of losses.
+        label: what the progress display calls it.
+        progress: where to report to.
+        validation: rows whose loss is logged.
+
+    Returns:
+        counts for the manifest: steps, lessons seen, the last loss.
+
+    Raises:
+        StorageFault: the disk is full.
+    """
+    plan = StepPlan(
+        rows.lengths,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        steps=steps,
+        seed=seed,
+    )
+    with storage(checkpoints):
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        found = last_whole_checkpoint(checkpoints)
+        transformers.utils.logging.set_verbosity_error()
+        with progress.meter(label, steps, "steps", done=found[1] if found else 0) as meter:
+            trainer = DistillationTrainer(
+                student,
+                _arguments(settings, steps, seed, checkpoints, plan, bool(validation)),
+                rows=rows,
+                plan=plan,
+                objective=objective,
+                validation=validation,
+                callbacks=[MetricsFile(metrics), WholeCheckpoints(), ProgressCallback(meter)],
+            )
+            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+    objective.detach(student)
+    return {"steps": steps, "lessons seen": steps * settings.batch_size, **_last(metrics)}
+
+
+def _arguments(
+    settings: Distil, steps: int, seed: int, folder: Path, plan: StepPlan, validate: bool
+) -> TrainingArguments:
+    bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and bfloat16_is_quick())
+    ranks = max(1, torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=plan.micro,
+        gradient_accumulation_steps=max(1, math.ceil(plan.micro_batches_per_step / ranks)),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=_SCHEDULES[settings.schedule],
+        warmup_steps=round(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        bf16=bfloat16,
+        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_every,
+        save_total_limit=2,
+        eval_strategy="steps" if validate else "no",
+        eval_steps=settings.validate_every,
+        report_to=settings.report_to or "none",
+        seed=seed,
+        data_seed=seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+    )
+
+
+def _last(metrics: Path) -> dict[str, float]:
+    """The last figure of each kind in a metrics file."""
+    found: dict[str, float] = {}
+    for text in metrics.read_text().splitlines():
+        line = json.loads(text)
+        found |= {key: line[key] for key in ("loss", "validation_loss", "validation_kl") if key in line}
+    return found

@@ -1,0 +1,132 @@
+"""What the student is trained on: soft signals and hard labels, through the fused loss, inside the model's forward.
+
+The loss is computed inside `forward`, so that the model is called through whatever wraps it (DDP, FSDP,
+adapters) and gradients are synchronised as the wrapper means them to be.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.losses.fused import fused_linear_divergence
+from stillroom.losses.targets import SparseTargets
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The weights of the loss's terms and the temperature of the soft one."""
+
+    hard: float = 0.0
+    soft: float = 1.0
+    temperature: float = 1.0
+
+    @property
+    def needs_signals(self) -> bool:
+        """Whether rows must come with the teacher's signals."""
+        return self.soft > 0
+
+    def attach(self, student: nn.Module) -> None:
+        """Let the model's forward answer `forward(input_ids, positions, labels, targets, scale)` with the loss.
+
+        Calls without `positions` (generation, evaluation by others) still reach the model's own forward.
+        """
+        decoder = _decoder(student)
+        plain = decoder.forward
+        objective = self
+
+        def forward(model: Any, *args: Any, positions: Tensor | None = None, **kwargs: Any) -> Any:
+            if positions is None:
+                return plain(*args, **kwargs)
+            return objective.loss(model, positions=positions, **kwargs)
+
+        decoder.forward = types.MethodType(forward, decoder)
+
+    @staticmethod
+    def detach(student: nn.Module) -> None:
+        """Give the model its own forward back, so that it can be saved, copied and used as any other."""
+        decoder = _decoder(student)
+        decoder.__dict__.pop("forward", None)
+
+    def loss(
+        self,
+        model: Any,
+        *,
+        input_ids: Tensor,
+        positions: Tensor,
+        labels: Tensor,
+        scale: Tensor | float,
+        targets: SparseTargets | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """The loss of one micro-batch, already divided by the whole step's token count.
+
+        Args:
+            model: the causal language model itself, inside any wrapper.
+            input_ids: int64 [B, L], right-padded.
+            positions: int64 [N], indices into the flattened hidden states; each predicts one label.
+            labels: int64 [N].
+            scale: what each token's value is multiplied by: 1 / selected tokens of the optimiser step.
+            targets: the teacher's signals over the N positions.
+
+        Returns:
+            `loss` scalar, `values` float32 [N] detached.
+        """
+        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
+        head = head_of(model)
+        weights = torch.full_like(labels, 1.0, dtype=torch.float32) * scale
+        fused = fused_linear_divergence(
+            hidden,
+            head.weight,
+            targets if self.needs_signals else None,
+            weights=weights,
+            labels=labels if self.hard > 0 else None,
+            hard=self.hard,
+            soft=self.soft,
+            temperature=self.temperature,
+            student_bias=head.bias,
+            student_lora=head.lora,
+            logit_scale=head.scale,
+            softcap=head.softcap,
+        )
+        return {"loss": fused.loss, "values": fused.values}
+
+
+@dataclass(frozen=True)
+class Head:
+    """A language-model head and what is done to its logits."""
+
+    weight: Tensor
+    """[vocab, hidden]"""
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+    lora: tuple[Tensor, Tensor, float] | None
+    """(A [rank, hidden], B [vocab, rank], scale) of an adapter on the head."""
+
+
+def head_of(model: Any) -> Head:
+    """The head of a transformers causal model: weight, bias, logit scale, soft cap and adapter.
+
+    Cohere multiplies logits by `logit_scale`, Granite divides them by `logits_scaling`, Gemma 2 caps them.
+    """
+    layer = model.get_output_embeddings()
+    base = getattr(layer, "base_layer", layer)
+    lora = None
+    if hasattr(layer, "lora_A") and getattr(layer, "active_adapters", None):
+        name = layer.active_adapters[0]
+        lora = (layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
+    scale = float(getattr(model.config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(model.config, "logits_scaling", None) or 1.0)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return Head(base.weight, getattr(base, "bias", None), scale, float(cap) if cap else None, lora)
+
+
+def _decoder(student: Any) -> Any:
+    """The causal language model inside an adapter wrapper, or the model itself."""
+    return student.get_base_model() if hasattr(student, "get_base_model") else student

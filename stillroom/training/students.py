@@ -1,0 +1,160 @@
+"""Making the student: a pretrained folder, layers of a larger model, or a fresh one; with adapters if asked."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
+
+from stillroom.contracts.errors import ModelError
+from stillroom.contracts.recipe import Lora, Student
+
+_LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
+
+
+def kept_layers(total: int, keep: int, how: str = "spread") -> list[int]:
+    """Which layers of `total` a student of `keep` layers takes, ascending.
+
+    `first` takes the first ones. `spread` takes evenly spaced ones, the first and the last among them
+    (DistilBERT took every other layer).
+    """
+    if keep > total:
+        raise ModelError(
+            "the student would have more layers than its source",
+            got=f"student.prune.layers: {keep}",
+            expected=f"at most {total}",
+            do="ask for fewer layers",
+        )
+    if how == "first" or keep == 1:
+        return list(range(keep))
+    return [round(index * (total - 1) / (keep - 1)) for index in range(keep)]
+
+
+def prune_student(source: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
+    """A new model with only these layers of the source; embeddings, final norm and head are kept whole.
+
+    Raises:
+        ModelError: the architecture does not name its layers `.layers.N.`.
+    """
+    config = type(source.config).from_dict(source.config.to_dict())
+    config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [source.config.layer_types[old] for old in layers]
+    state, found = {}, set()
+    for name, tensor in source.state_dict().items():
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            state[name] = tensor
+        elif int(match[2]) in layers:
+            found.add(int(match[2]))
+            state[f"{match[1]}{layers.index(int(match[2]))}{match[3]}"] = tensor
+    if len(found) != len(layers):
+        raise ModelError(
+            f"{type(source).__name__} cannot be cut",
+            got="an architecture whose layers are not named layers.N",
+            expected="a Llama-like decoder",
+            do="give student.model a smaller pretrained model instead",
+        )
+    student = AutoModelForCausalLM.from_config(config, dtype=source.dtype)
+    student.load_state_dict(state)
+    student.tie_weights()
+    student.generation_config = source.generation_config
+    return student
+
+
+def build_student(
+    spec: Student, *, model: Path | str | None, source: Path | str | None, seed: int
+) -> PreTrainedModel:
+    """The untrained student in float32, on the CPU.
+
+    Args:
+        spec: the recipe's student.
+        model: the resolved `student.model`.
+        source: the resolved model that is cut or whose config is changed.
+        seed: initialises a fresh student.
+
+    Raises:
+        ModelError: a model cannot be read or cut.
+    """
+    remote = {"trust_remote_code": spec.trust_remote_code}
+    if model is not None:
+        return _load(model, remote)
+    assert source is not None
+    if spec.prune is not None:
+        whole = _load(source, remote)
+        return prune_student(
+            whole, kept_layers(whole.config.num_hidden_layers, spec.prune.layers, spec.prune.keep)
+        )
+    assert spec.config is not None
+    config = AutoConfig.from_pretrained(source, **remote)
+    unknown = [key for key in spec.config if not hasattr(config, key)]
+    if unknown:
+        raise ModelError(
+            f"student.config has keys that {type(config).__name__} does not know",
+            got=", ".join(unknown),
+            expected="keys such as num_hidden_layers, hidden_size, intermediate_size, num_attention_heads",
+        )
+    changed = {**config.to_dict(), **spec.config}
+    if (
+        "head_dim" in changed
+        and "head_dim" not in spec.config
+        and {"hidden_size", "num_attention_heads"} & {*spec.config}
+    ):
+        changed["head_dim"] = changed["hidden_size"] // changed["num_attention_heads"]
+    if changed.get("layer_types") and "layer_types" not in spec.config:
+        changed["layer_types"] = changed["layer_types"][: changed["num_hidden_layers"]]
+    set_seed(seed)
+    return AutoModelForCausalLM.from_config(type(config).from_dict(changed), dtype=torch.float32)
+
+
+def _load(reference: Path | str, remote: dict[str, Any]) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            reference, dtype=torch.float32, use_safetensors=True, **remote
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the model {reference} cannot be loaded",
+            got=str(error).partition("\n")[0][:300],
+            expected="a Hugging Face folder or hub id of a causal language model with safetensors",
+        ) from None
+
+
+def add_lora(student: PreTrainedModel, spec: Lora, seed: int) -> Any:
+    """The student with trainable low-rank adapters on the named layers; its own weights are frozen.
+
+    Raises:
+        ModelError: no layer has such a name.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    set_seed(seed)
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=spec.targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(student, config)
+    except ValueError as error:
+        raise ModelError(
+            "the adapters fit nowhere",
+            got=f"student.lora.targets: {', '.join(spec.targets)}",
+            expected="names of the student's linear layers",
+            do=str(error).partition("\n")[0][:200],
+        ) from None
+
+
+def save_student(student: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write a plain Hugging Face folder: adapters merged, safetensors, tokenizer and chat template."""
+    if hasattr(student, "merge_and_unload"):
+        student = student.merge_and_unload()
+    student.config.use_cache = True
+    # The trainer's weights are float32; the file has the source's own format.
+    student.to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,289 @@
+"""A run folder as a finished run leaves it, with figures that were made up and samples that attack the page."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from stillroom.contracts.files import write_json, write_lines
+from stillroom.contracts.loading import build_recipe
+from stillroom.contracts.records import ResultRow, to_line
+from stillroom.contracts.runfolder import Manifest, Run
+
+HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"></td>{{ 7 * 7 }}'
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+FIELDS = ("intent", "product", "order", "urgency")
+TASK = "tickets"
+
+QUALITY = {
+    "teacher": (0.942, 0.991, 0.978, 0.985, 0.972, 0.998),
+    "before": (0.0, 0.12, 0.0, 0.04, 0.31, 0.05),
+    "labels-only": (0.758, 0.94, 0.861, 0.93, 0.902, 0.996),
+    "answers-only": (0.884, 0.976, 0.938, 0.968, 0.953, 0.998),
+    "student": (0.916, 0.987, 0.961, 0.969, 0.966, 0.998),
+    "student-Q8_0": (0.914, 0.986, 0.961, 0.968, 0.966, 0.998),
+    "student-Q4_K_M": (0.906, 0.983, 0.958, 0.962, 0.964, 0.996),
+}
+COSTS = {
+    "teacher": (28_536_832, 57_120_000, 412_000_000, 612.0),
+    "before": (3_214_592, 6_450_000, 310_000_000, 2410.0),
+    "labels-only": (3_214_592, 6_450_000, 310_000_000, 2402.0),
+    "answers-only": (3_214_592, 6_450_000, 310_000_000, 2398.0),
+    "student": (3_214_592, 6_450_000, 310_000_000, 2404.0),
+    "student-Q8_0": (3_214_592, 3_620_000, 74_000_000, 3120.0),
+    "student-Q4_K_M": (3_214_592, 2_310_000, 71_000_000, 3890.0),
+}
+
+
+def interval(share: float, n: int) -> tuple[float, float]:
+    """Wilson's, near enough."""
+    centre, half = (
+        (share + 1.92 / n) / (1 + 3.84 / n),
+        1.96 * math.sqrt(share * (1 - share) / n + 0.96 / n**2),
+    )
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def rows(n: int = 500) -> list[ResultRow]:
+    """What the evaluation room writes, for every model."""
+    found = []
+    for model, shares in QUALITY.items():
+        for metric, share in zip(
+            ("exact", *(f"field:{f}" for f in FIELDS), "valid_json"), shares, strict=True
+        ):
+            found.append(ResultRow(model, TASK, metric, share, *interval(share, n), n=n))
+        found.append(ResultRow(model, TASK, "ece", 0.012 + 0.1 * (1 - shares[0]), n=n))
+        found.append(ResultRow(model, TASK, "brier", 0.9 * shares[0] * (1 - shares[0]), n=n))
+        if model != "before":
+            found.append(ResultRow(model, TASK, "confidence_when_wrong", 0.55, 0.48, 0.62, n=40))
+            found += reliability(model)
+        if model != "teacher":
+            kept = shares[0] / 0.942
+            found.append(
+                ResultRow(model, TASK, "retention", kept, kept - 0.02, kept + 0.018, n, versus="teacher")
+            )
+        found.append(ResultRow(model, "speed", "tokens_per_second", COSTS[model][3], n=20_000))
+        for metric, value in zip(
+            ("parameters", "file_bytes", "peak_memory_bytes"), COSTS[model], strict=False
+        ):
+            found.append(ResultRow(model, "size", metric, value))
+    for model, other, value, p in (
+        ("student", "before", 0.916, 1e-9),
+        ("student", "labels-only", 0.158, 2e-7),
+        ("student", "answers-only", 0.032, 0.0043),
+        ("student-Q8_0", "student", -0.002, 1.0),
+        ("student-Q4_K_M", "student", -0.010, 0.18),
+    ):
+        found.append(
+            ResultRow(model, TASK, "difference", value, value - 0.02, value + 0.02, n=n, versus=other, p=p)
+        )
+    return found + likelihood() + training()
+
+
+def likelihood() -> list[ResultRow]:
+    """A likelihood task, of the models that load in transformers."""
+    figures = {
+        "teacher": (0.211, 0.0),
+        "before": (8.31, 8.02),
+        "answers-only": (0.262, 0.071),
+        "student": (0.238, 0.031),
+    }
+    return [
+        ResultRow(model, "held-out lessons", metric, value, 0.95 * value, 1.05 * value, n=100)
+        for model, pair in figures.items()
+        for metric, value in zip(("loss", "kl"), pair, strict=True)
+    ]
+
+
+def reliability(model: str) -> list[ResultRow]:
+    """Ten bins of equal mass: most answers are sure ones."""
+    sure = (0.31, 0.52, 0.68, 0.81, 0.9, 0.95, 0.975, 0.99, 0.996, 0.999)
+    bend = 0.0 if model == "teacher" else 0.08
+    return [
+        ResultRow(model, TASK, "reliability", right, *interval(right, 50), n=50, at=at)
+        for at in sure
+        for right in [round(max(0.0, at - bend * (1 - at) * 4), 3)]
+    ]
+
+
+def training() -> list[ResultRow]:
+    """Curves with noise that is the same each time."""
+    noise = np.random.default_rng(0).normal(0, 0.06, 200)
+    found = []
+    for model, floor in (("labels-only", 0.06), ("answers-only", 0.19), ("student", 0.03)):
+        for step in range(5, 1001, 5):
+            loss = (8 * math.exp(-step / 60) + floor) * math.exp(noise[step // 5 - 1])
+            found.append(ResultRow(model, "training", "loss", loss, at=step))
+        for step in range(50, 1001, 50):
+            over = 0.0004 * step if model == "labels-only" else 0.0
+            found.append(
+                ResultRow(
+                    model,
+                    "training",
+                    "validation_loss",
+                    7 * math.exp(-step / 70) + 0.24 + floor + over,
+                    at=step,
+                )
+            )
+            if model == "student":
+                found.append(
+                    ResultRow(model, "training", "validation_kl", 7 * math.exp(-step / 70) + 0.035, at=step)
+                )
+    return found
+
+
+def samples(count: int = 60) -> list[dict[str, Any]]:
+    """Questions of three outcomes; the first holds markup and other people's scripts."""
+    lines = []
+    for index in range(count):
+        order = str(48213 + index)
+        truth = {"intent": "refund", "product": "blue kettle", "order": order, "urgency": "high"}
+        wrong = truth | {"order": order[::-1], "urgency": "low"}
+        thought = f"<think>They want money back for order {order}.</think>\n"
+        question = f"hi, the blue ketle (order {order}) broke after a day — I want my money back NOW 😡 مرحبا"
+        answers = {}
+        for place, model in enumerate(QUALITY):
+            right = {0: model != "student-Q4_K_M", 1: model.startswith("student"), 2: False}.get(
+                index % 6, True
+            )
+            right = right and model != "before"
+            text = thought + json.dumps(truth if right else wrong)
+            if model == "before":
+                text = "the the order order kettle " * (index % 3)
+            if index == 0 and not right:
+                text = HOSTILE
+            answers[model] = {"text": text, "correct": right, "confidence": 0.97 - 0.05 * place}
+        lines.append(
+            {
+                "task": TASK,
+                "messages": [
+                    {"role": "user", "content": f"{HOSTILE} {question}" if index == 0 else question}
+                ],
+                "reference": json.dumps(truth),
+                "answers": answers,
+            }
+        )
+    return lines
+
+
+COUNTS: dict[str, dict[str, Any]] = {
+    "prompts": {
+        "prompts": 11_840,
+        "read": 12_000,
+        "in evaluation": 37,
+        "duplicates": 123,
+        "train": 11_251,
+        "tune": 589,
+    },
+    "teach": {
+        "answers": 11_840,
+        "stop": 11_802,
+        "length": 38,
+        "prompt tokens": 812_000,
+        "signal_bytes": 14_210_000,
+    },
+    "filter": {
+        "lessons": 11_612,
+        "rejected": 228,
+        "reasons": {
+            "not the JSON object asked for": 171,
+            "cut off <b>early</b>": 38,
+            "the same answer again": 19,
+        },
+        "answers": 11_840,
+        "train": 11_034,
+        "tune": 578,
+        "checked": 11_612,
+    },
+    "distil": {
+        "lessons": 11_034,
+        "tokens": 640_000,
+        "models": {"student": {"steps": 1000}, "before": {"steps": 0}},
+    },
+    "quantise": {
+        "files": {
+            kind: {
+                "bytes": size,
+                "parameters": 3_214_592,
+                "bits a weight": bits,
+                "mix": mix,
+                "fallbacks": ["blk.0.ffn_down.weight: Q5_0"] if kind == "Q4_K_M" else [],
+                "parity": {
+                    "max_logprob_error": error,
+                    "mean_kl": error**2,
+                    "top1_agreement": 0.9962,
+                    "tokens_equal": True,
+                    "template_equal": True,
+                },
+                "notes": [],
+            }
+            for kind, size, bits, mix, error in (
+                ("F16", 6_450_000, 16.05, {"F16": 29, "F32": 9}, 0.0031),
+                ("Q4_K_M", 2_310_000, 5.75, {"Q4_K": 20, "F32": 9, "Q6_K": 8, "Q5_0": 1}, 0.21),
+            )
+        }
+    },
+    "evaluate": {"models": 7, "items": 500},
+}
+
+
+def gguf_file(path: Path, template: str | None = CHATML) -> None:
+    """A real GGUF file with one tensor; no model, but its header is read as one's."""
+    writer = gguf.GGUFWriter(path, "llama")
+    if template is not None:
+        writer.add_chat_template(template)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def finished_run(
+    folder: Path,
+    results: list[ResultRow] | None = None,
+    lines: list[dict[str, Any]] | None = None,
+    counts: dict[str, dict[str, Any]] | None = None,
+    **recipe: Any,
+) -> Run:
+    """Write the run `tickets` under `folder`."""
+    tree = {
+        "name": "tickets",
+        "teacher": {"model": "embedded:tickets-teacher"},
+        "student": {"config": {"num_hidden_layers": 4, "hidden_size": 192}},
+        "prompts": [{"file": "messages.jsonl"}],
+        "teach": {"system": "Answer in JSON."},
+        "baselines": ["before", "labels-only", "answers-only"],
+        "quantise": ["Q4_K_M", "Q8_0"],
+        "evaluate": {"tasks": [{"file": "eval.jsonl", "score": "json", "name": TASK}]},
+        **recipe,
+    }
+    run = Run(folder / "runs" / tree["name"], build_recipe(tree), folder)
+    run.path.mkdir(parents=True)
+    run.save_recipe()
+    for index, (stage, numbers) in enumerate((COUNTS if counts is None else counts).items()):
+        Manifest(
+            stage=stage,
+            fingerprint="0" * 32,
+            settings={},
+            inputs={},
+            counts=numbers,
+            seconds=3.5 * 7**index,
+            peak_memory_bytes=310_000_000 + 50_000_000 * index,
+            finished=f"2025-01-0{index + 1}T10:00:00+00:00",
+            versions={"stillroom": "0.1.0", "torch": "2.13.0"},
+        ).write(run.folder(stage))
+    for kind in ("F16", *run.recipe.quantise):
+        run.folder("quantise").mkdir(exist_ok=True)
+        gguf_file(run.folder("quantise") / f"student-{kind}.gguf")
+    write_json(
+        run.folder("evaluate") / "results.json",
+        [to_line(row) for row in (rows() if results is None else results)],
+    )
+    write_lines(run.folder("evaluate") / "samples.jsonl", samples() if lines is None else lines)
+    return run

@@ -1,0 +1,448 @@
+"""Model files: what llama.cpp computes from them is what transformers computes from the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny_llama import CHATML, save_model, train_tokenizer
+from tokenizers import Regex, pre_tokenizers
+from transformers import AutoTokenizer, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+
+from stillroom.contracts.errors import DataError, ModelError, ParityError, StorageFault
+from stillroom.gguf import architectures as architectures_module
+from stillroom.gguf import check_parity, export, parse_modelfile, write_modelfile
+from stillroom.gguf.mixes import plan_mix
+from stillroom.gguf.vocabulary import PRE_TOKENIZERS
+from stillroom.models.llamacpp import LlamaCpp
+from stillroom.quants import dequantise
+
+SHORT = ("Once upon a time, there were 3 cats.\nThey'd go out & play!", "naïve  café\t12345")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of width 256 with grouped heads, tied embeddings, a padded vocabulary and a ChatML tokenizer."""
+    return save_model(tmp_path_factory.mktemp("tiny"), train_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def stories(shared_data: Path) -> Path:
+    return shared_data / "stories260k" / "hf"
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    return to
+
+
+# Parity
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_unquantised_files_agree_with_transformers(folder: Path, tmp_path: Path, kind: str) -> None:
+    export(folder, tmp_path / "m.gguf", kind)
+    parity = check_parity(folder, tmp_path / "m.gguf", threads=1)
+    assert parity.tokens_equal
+    assert parity.template_equal
+    assert parity.max_logprob_error < (1e-4 if kind == "F32" else 1e-2)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_a_pretrained_model_made_by_others_agrees(stories: Path, tmp_path: Path, kind: str) -> None:
+    exported = export(stories, tmp_path / "m.gguf", kind)
+    parity = check_parity(stories, tmp_path / "m.gguf", threads=1)
+    assert parity.tokens_equal
+    assert parity.top1_agreement > 0.99
+    assert not exported.fallbacks
+
+
+@pytest.mark.parametrize(
+    ("model_class", "settings"),
+    [
+        (
+            LlamaForCausalLM,
+            {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "head_dim": 64},
+        ),
+        (LlamaForCausalLM, {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e4, "factor": 4.0}}),
+        (
+            LlamaForCausalLM,
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "rope_theta": 1e4,
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+        ),
+        (Qwen2ForCausalLM, {}),
+        (Qwen3ForCausalLM, {"head_dim": 64}),
+    ],
+    ids=["untied-biased-wide-heads", "linear-rope", "llama3-rope", "qwen2", "qwen3"],
+)
+def test_other_shapes_of_the_family_agree(model_class: type, settings: dict, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", train_tokenizer(), model_class, **settings)
+    export(folder, tmp_path / "m.gguf", "F32")
+    assert check_parity(folder, tmp_path / "m.gguf", texts=SHORT, threads=1).max_logprob_error < 1e-4
+
+
+def test_without_the_permutation_the_gate_raises(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(architectures_module, "permute_heads", lambda weights, heads: weights)
+    export(folder, tmp_path / "m.gguf", "F16")
+    with pytest.raises(ParityError, match="does not compute"):
+        check_parity(folder, tmp_path / "m.gguf", texts=SHORT, threads=1)
+
+
+def test_a_file_made_from_other_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    doctored = copy_of(folder, tmp_path / "doctored")
+    weights = load_file(doctored / "model.safetensors")
+    name = "model.layers.1.self_attn.k_proj.weight"
+    heads = weights[name].reshape(4, 32, 256)
+    weights[name] = heads[[1, 0, 2, 3]].reshape(128, 256).contiguous()
+    save_file(weights, doctored / "model.safetensors", {"format": "pt"})
+    export(doctored, tmp_path / "m.gguf", "F16")
+    with pytest.raises(ParityError, match="does not compute"):
+        check_parity(folder, tmp_path / "m.gguf", texts=SHORT, threads=1)
+
+
+def test_a_file_with_another_word_splitter_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in PRE_TOKENIZERS:
+        monkeypatch.setitem(PRE_TOKENIZERS, key, "gpt-2")
+    export(folder, tmp_path / "m.gguf", "F16")
+    with pytest.raises(ParityError, match="other tokens"):
+        check_parity(folder, tmp_path / "m.gguf", threads=1)
+
+
+def test_a_file_with_another_chat_template_is_refused(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "m.gguf", "F16")
+    changed = copy_of(folder, tmp_path / "changed")
+    tokenizer = AutoTokenizer.from_pretrained(changed)
+    tokenizer.chat_template = CHATML.replace("assistant", "bot")
+    tokenizer.save_pretrained(changed)
+    with pytest.raises(ParityError, match="chat template"):
+        check_parity(changed, tmp_path / "m.gguf", texts=SHORT, threads=1)
+
+
+def test_a_quantised_file_gets_figures_and_no_verdict(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "m.gguf", "Q4_K_M")
+    parity = check_parity(folder, tmp_path / "m.gguf", texts=SHORT, threads=1)
+    assert 1e-3 < parity.mean_kl < 0.5
+    assert parity.tokens_equal
+    assert parity.template_equal
+
+
+# Tokenizers
+
+
+def split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+@pytest.mark.parametrize(("key", "name"), PRE_TOKENIZERS.items(), ids=PRE_TOKENIZERS.values())
+def test_every_known_word_splitter_cuts_as_llama_cpp_does(
+    key: tuple[tuple[str, ...], bool], name: str, tmp_path: Path
+) -> None:
+    patterns, ignore_merges = key
+    if name == "gpt-2":
+        pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    elif name == "smollm":
+        pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    else:
+        pre_tokenizer = split(patterns[0])
+    tokenizer = train_tokenizer(900, pre_tokenizer, ignore_merges=ignore_merges)
+    folder = save_model(tmp_path / "model", tokenizer, vocab_size=960, num_hidden_layers=1)
+    export(folder, tmp_path / "m.gguf", "F16")
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    assert reader.get_field("tokenizer.ggml.pre").contents() == name
+    assert check_parity(folder, tmp_path / "m.gguf", threads=1).tokens_equal
+
+
+@pytest.mark.parametrize("name", ["mistral", "gpt2"])
+def test_real_vocabularies_cut_alike(shared_data: Path, tmp_path: Path, name: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / name)
+    rows = len(tokenizer) + 7
+    folder = save_model(
+        tmp_path / "model",
+        tokenizer,
+        vocab_size=rows,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+    )
+    export(folder, tmp_path / "m.gguf", "F16")
+    text = (shared_data / "tokenizers" / name / "tokenizer.json").read_text()[:20_000]
+    reference = AutoTokenizer.from_pretrained(folder)
+    with LlamaCpp(tmp_path / "m.gguf", threads=1) as model:
+        assert model.metadata.vocab_size == rows
+        assert model.tokenize(text, add_bos=True) == reference.encode(text)
+    assert check_parity(folder, tmp_path / "m.gguf", threads=1).tokens_equal
+
+
+def test_added_tokens_keep_their_kind(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "m.gguf", "F16")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    types = gguf.GGUFReader(tmp_path / "m.gguf").get_field("tokenizer.ggml.token_type").contents()
+    kinds = {
+        token: gguf.TokenType(types[tokenizer.convert_tokens_to_ids(token)])
+        for token in tokenizer.get_vocab()
+    }
+    assert {kinds[token] for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")} == {
+        gguf.TokenType.CONTROL
+    }
+    assert {kinds["<think>"], kinds["</think>"]} == {gguf.TokenType.USER_DEFINED}
+    assert set(types[len(tokenizer) :]) == {int(gguf.TokenType.UNUSED)}
+
+
+def test_a_word_splitter_that_llama_cpp_lacks_is_refused(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", train_tokenizer(400, split(r"\p{L}+|[^\p{L}]+")))
+    with pytest.raises(ModelError, match="word splitter"):
+        export(folder, tmp_path / "m.gguf", "F16")
+    assert not list(tmp_path.glob("m.gguf*"))
+
+
+# Mixes
+
+
+def test_q4_k_m_loads_and_writes_text(folder: Path, tmp_path: Path) -> None:
+    exported = export(folder, tmp_path / "m.gguf", "Q4_K_M")
+    kinds = {row.tensor: row.kind for row in exported.mix}
+    assert kinds["token_embd.weight"] == "Q6_K"
+    assert kinds["blk.0.attn_q.weight"] == "Q4_K"
+    assert kinds["blk.0.attn_norm.weight"] == "F32"
+    assert not exported.fallbacks
+    with LlamaCpp(exported.path, threads=1) as model:
+        (answer,) = model.generate([model.tokenize("Hello")], max_new_tokens=8, stop_ids=())
+    assert len(answer.token_ids) == 8
+
+
+def test_narrow_rows_fall_back_and_say_so(stories: Path, tmp_path: Path) -> None:
+    exported = export(stories, tmp_path / "m.gguf", "Q4_K_M")
+    kinds = {row.tensor: (row.wanted, row.kind) for row in exported.fallbacks}
+    assert kinds["token_embd.weight"] == ("Q6_K", "Q8_0")
+    assert kinds["blk.0.attn_q.weight"] == ("Q4_K", "Q5_0")
+    assert kinds["blk.0.ffn_down.weight"] == ("Q4_K", "F16")  # rows of 172 are not whole blocks of 32 either
+    with LlamaCpp(exported.path, threads=1) as model:
+        (answer,) = model.generate([model.tokenize("Once upon a time")], max_new_tokens=12)
+        assert "there was" in model.detokenize(answer.token_ids)
+
+
+def test_q4_k_m_gives_more_bits_to_the_layers_that_llama_cpp_names() -> None:
+    # 32 layers, as Llama-3.1-8B: first four, last four, and every third between, from the seventh on.
+    rows = plan_mix(
+        [(f"blk.{i}.ffn_down.weight", (256, 512)) for i in range(32)] + [("output.weight", (512, 256))],
+        "Q4_K_M",
+        layers=32,
+        heads_shared=True,
+    )
+    more = [i for i, row in enumerate(rows[:32]) if row.kind == "Q6_K"]
+    assert more == [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
+    assert rows[32].kind == "Q6_K"
+
+
+def test_the_mix_of_an_8b_model_comes_to_the_published_bits_a_weight() -> None:
+    # Llama-3.1-8B in llama.cpp's own table: Q4_K_M 4.89, Q8_0 8.50.
+    layer = {
+        "attn_q": (4096, 4096),
+        "attn_k": (1024, 4096),
+        "attn_v": (1024, 4096),
+        "attn_output": (4096, 4096),
+        "ffn_gate": (14336, 4096),
+        "ffn_up": (14336, 4096),
+        "ffn_down": (4096, 14336),
+        "attn_norm": (4096,),
+        "ffn_norm": (4096,),
+    }
+    tensors = [(f"blk.{i}.{name}.weight", shape) for i in range(32) for name, shape in layer.items()]
+    tensors += [
+        ("token_embd.weight", (128256, 4096)),
+        ("output.weight", (128256, 4096)),
+        ("output_norm.weight", (4096,)),
+    ]
+    for kind, published in (("Q4_K_M", 4.89), ("Q5_K_M", 5.70), ("Q6_K", 6.56), ("Q8_0", 8.50)):
+        rows = plan_mix(tensors, kind, layers=32, heads_shared=True)
+        bits = 8 * sum(row.bytes for row in rows) / sum(row.parameters for row in rows)
+        assert bits == pytest.approx(published, abs=0.01)
+
+
+def test_the_account_of_the_mix_is_what_the_file_holds(folder: Path, tmp_path: Path) -> None:
+    exported = export(folder, tmp_path / "m.gguf", "Q4_K_M")
+    tensors = gguf.GGUFReader(exported.path).tensors
+    assert [(t.name, t.tensor_type.name, t.n_bytes) for t in tensors] == [
+        (row.tensor, row.kind, row.bytes) for row in exported.mix
+    ]
+    source = load_file(folder / "model.safetensors")["model.layers.1.mlp.down_proj.weight"].numpy()
+    stored = next(t for t in tensors if t.name == "blk.1.ffn_down.weight")
+    back = dequantise(np.array(stored.data), stored.tensor_type.name, 512)
+    assert np.abs(back - source).max() < 0.05 * np.abs(source).max()
+
+
+# Files
+
+
+def test_a_sharded_folder_gives_the_same_file(folder: Path, tmp_path: Path) -> None:
+    sharded = tmp_path / folder.name
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(sharded, max_shard_size="1MB")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(sharded)
+    assert (sharded / "model.safetensors.index.json").is_file()
+    whole, pieces = export(folder, tmp_path / "a.gguf", "Q8_0"), export(sharded, tmp_path / "b.gguf", "Q8_0")
+    assert whole.path.read_bytes() == pieces.path.read_bytes()
+
+
+def test_an_existing_file_is_refused_unless_overwriting_is_allowed(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    out.write_bytes(b"precious")
+    with pytest.raises(ModelError, match="already a file"):
+        export(folder, out, "F16")
+    assert out.read_bytes() == b"precious"
+    export(folder, out, "F16", overwrite=True)
+    assert out.read_bytes()[:4] == b"GGUF"
+
+
+def test_a_failed_conversion_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    broken = copy_of(folder, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="NaN"):
+        export(broken, tmp_path / "m.gguf", "Q8_0")
+    assert not list(tmp_path.glob("m.gguf*"))
+
+
+def test_a_killed_conversion_leaves_no_model_file_and_the_next_one_clears_up(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.gguf"
+    # The child stops for ever at its tenth tensor, so that it is killed in the middle of writing.
+    code = f"""
+from stillroom.gguf import convert, export
+real, calls = convert.quantise, []
+def slow(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 10: print("writing", flush=True); time.sleep(600)
+    return real(*args, **kwargs)
+convert.quantise = slow
+export({str(folder)!r}, {str(out)!r}, "Q8_0")
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"writing\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert not out.exists()
+    export(folder, out, "Q8_0")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_reported(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(StorageFault, match="could not be written"):
+        export(folder, tmp_path / "missing" / "m.gguf", "F16")
+
+
+def test_other_architectures_get_the_command_of_llama_cpp(folder: Path, tmp_path: Path) -> None:
+    other = copy_of(folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "architectures": ["MambaForCausalLM"]}))
+    with pytest.raises(ModelError, match=r"convert_hf_to_gguf\.py"):
+        export(other, tmp_path / "m.gguf", "F16")
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(folder: Path, tmp_path: Path) -> None:
+    other = copy_of(folder, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"missing: model\.layers\.1\.mlp\.up_proj"):
+        export(other, tmp_path / "m.gguf", "F16")
+
+
+def test_a_missing_shard_is_named(folder: Path, tmp_path: Path) -> None:
+    other = copy_of(folder, tmp_path / "other")
+    (other / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="not all there"):
+        export(other, tmp_path / "m.gguf", "F16")
+
+
+# Modelfile
+
+
+def test_a_modelfile_reads_back_as_it_was_meant() -> None:
+    system = 'You sort tickets.\n\n# not a comment\nAnswer "other" if in doubt; say "yes"'
+    text = write_modelfile(
+        "student-Q4_K_M.gguf",
+        chat_template=CHATML,
+        stops=["<|endoftext|>"],
+        num_ctx=4096,
+        temperature=0.2,
+        system=system,
+        licence="Apache-2.0\nwith a second line",
+    )
+    read = parse_modelfile(text)
+    assert read.model == "./student-Q4_K_M.gguf"
+    assert read.template is not None
+    assert "<|im_start|>assistant\n" in read.template
+    assert read.system == system
+    assert read.licences == ["Apache-2.0\nwith a second line"]
+    assert read.parameters == [
+        ("num_ctx", "4096"),
+        ("temperature", "0.2"),
+        ("stop", "<|endoftext|>"),
+        ("stop", "<|im_end|>"),
+    ]
+
+
+def test_without_a_chat_template_the_prompt_is_passed_on() -> None:
+    assert parse_modelfile(write_modelfile("m.gguf", chat_template=None)).template == "{{ .Prompt }}"
+
+
+@pytest.mark.parametrize("value", ['three """ quotes', "hard\u00a0space", "bell\a"])
+def test_values_that_the_grammar_cannot_hold_are_refused(value: str) -> None:
+    with pytest.raises(DataError, match="SYSTEM"):
+        write_modelfile("m.gguf", chat_template=None, system=value)
+
+
+def test_a_template_that_is_not_chatml_is_refused_rather_than_guessed() -> None:
+    with pytest.raises(DataError, match="ChatML"):
+        write_modelfile("m.gguf", chat_template="[INST] {{ messages[0].content }} [/INST]")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('from x\nsystem hello "world\nPARAMETER stop " a "', ('hello "world', [("stop", " a ")])),
+        ('FROM x\n# note\nSYSTEM """one\n"two" """', ('one\n"two" ', [])),
+    ],
+)
+def test_the_parser_follows_the_grammar(text: str, expected: tuple[str, list]) -> None:
+    read = parse_modelfile(text)
+    assert (read.system, read.parameters) == expected
+
+
+@pytest.mark.parametrize("text", ["SYSTEM x", 'FROM x\nSYSTEM "open', "FROM x\nNONSENSE y"])
+def test_broken_modelfiles_are_refused(text: str) -> None:
+    with pytest.raises(DataError):
+        parse_modelfile(text)

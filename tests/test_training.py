@@ -1,0 +1,284 @@
+"""Students, batches and the trainer: what is learned is what the mask says, however the rows are cut up."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import save_tiny, tiny_llama, tiny_tokenizer
+from torch.nn import functional as F
+
+from stillroom.contracts.errors import ModelError
+from stillroom.contracts.progress import Progress
+from stillroom.contracts.recipe import Distil, Lora, Student
+from stillroom.signals import capture, token_keys
+from stillroom.training.batches import MemoryRows, StepPlan, TrainingRow, collate
+from stillroom.training.fitting import fit, steps_of
+from stillroom.training.objective import Objective
+from stillroom.training.students import add_lora, build_student, kept_layers, prune_student, save_student
+from stillroom.training.trainer import last_whole_checkpoint
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def teacher(tokenizer):
+    return tiny_llama(tokenizer, seed=1)
+
+
+def some_rows(teacher, count=12, seed=0):
+    """Rows of different lengths with the teacher's signals."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        ids = random.integers(3, 250, size=6 + number % 5)
+        mask = np.arange(len(ids)) >= 3
+        with torch.no_grad():
+            logits = teacher(input_ids=torch.tensor(ids)[None]).logits[0]
+        places = torch.from_numpy(np.flatnonzero(mask))
+        targets = capture(logits[places - 1], keys=token_keys(f"{number:032x}", places))
+        rows.append(TrainingRow(ids.astype(np.int32), mask, targets))
+    return rows
+
+
+class Listed:
+    def __init__(self, rows):
+        self.rows, self.lengths = rows, np.array([len(row.ids) for row in rows])
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def dense_loss(model, rows, hard, soft):
+    """The same loss written out, row by row, from full logits and dense targets."""
+    total, tokens = 0.0, 0
+    for row in rows:
+        ids = torch.tensor(np.asarray(row.ids, dtype=np.int64))
+        log_q = F.log_softmax(model(input_ids=ids[None]).logits[0].double(), dim=-1)
+        dense = row.targets.to_dense(log_q.shape[-1]).double()
+        for number, j in enumerate(np.flatnonzero(row.mask)):
+            cross = -(dense[number] * log_q[j - 1]).sum() - row.targets.entropy[number].double()
+            total = total + soft * cross - hard * log_q[j - 1, ids[j]]
+            tokens += 1
+    return total / tokens
+
+
+@pytest.mark.parametrize(("hard", "soft"), [(0.0, 1.0), (1.0, 0.0), (0.3, 0.7)])
+def test_batched_loss_and_gradient_equal_the_sum_written_out_row_by_row(teacher, tokenizer, hard, soft):
+    rows = some_rows(teacher)
+    model = tiny_llama(tokenizer, seed=2, layers=1)
+    other = copy.deepcopy(model)
+    expected = dense_loss(other, rows, hard, soft)
+    expected.backward()
+
+    batch = collate(rows)
+    loss = Objective(hard, soft).loss(model, **batch, scale=1 / len(batch["labels"]))["loss"]
+    loss.backward()
+
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=2e-4, atol=1e-6)
+
+
+def test_micro_batches_add_up_to_the_whole_batch(teacher, tokenizer):
+    rows = some_rows(teacher)
+    whole, parts = tiny_llama(tokenizer, seed=2, layers=1), tiny_llama(tokenizer, seed=2, layers=1)
+    objective = Objective()
+    tokens = sum(int(row.mask.sum()) for row in rows)
+    objective.loss(whole, **collate(rows), scale=1 / tokens)["loss"].backward()
+    for piece in (rows[:5], rows[5:6], rows[6:]):
+        objective.loss(parts, **collate(piece), scale=1 / tokens)["loss"].backward()
+    for mine, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_without_predicted_tokens_gives_zero_loss_and_gradient(teacher, tokenizer):
+    row = some_rows(teacher, 1)[0]
+    empty = TrainingRow(row.ids, np.zeros_like(row.mask), row.targets.select(slice(0, 0)))
+    model = tiny_llama(tokenizer, layers=1)
+    loss = Objective().loss(model, **collate([empty]), scale=1.0)["loss"]
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.abs().sum() for p in model.parameters())
+
+
+def test_collate_selects_the_first_completion_token_and_never_padding():
+    rows = [
+        TrainingRow(np.array([5, 6, 7, 8]), np.array([False, False, True, True])),
+        TrainingRow(np.array([5, 9]), np.array([False, True])),
+    ]
+    batch = collate(rows)
+    assert batch["labels"].tolist() == [7, 8, 9]
+    assert batch["positions"].tolist() == [1, 2, 4]
+    assert "targets" not in batch
+
+
+def test_a_plan_depends_on_the_seed_alone_and_gives_whole_steps():
+    lengths = np.random.default_rng(0).integers(5, 90, size=203)
+    settings = {"batch_size": 8, "micro_batch_size": 3, "steps": 60}
+    plan = StepPlan(lengths, **settings, seed=1)
+    batches = list(plan)
+    assert batches == list(StepPlan(lengths, **settings, seed=1))
+    assert batches != list(StepPlan(lengths, **settings, seed=2))
+    assert len(batches) == len(plan) == 60 * 3
+    steps = [[row for batch in batches[i : i + 3] for row in batch] for i in range(0, len(batches), 3)]
+    assert all(len(set(step)) == 8 for step in steps)
+    epoch = [row for step in steps[:25] for row in step]
+    assert len(set(epoch)) == 200  # one epoch: every row at most once
+
+
+def test_a_plan_over_fewer_rows_than_a_step_repeats_them():
+    batches = list(StepPlan(np.array([4, 5, 6]), batch_size=8, micro_batch_size=8, steps=2, seed=0))
+    assert [len(batch) for batch in batches] == [8, 8]
+
+
+def test_steps_come_from_epochs_unless_given():
+    assert steps_of(Distil(epochs=2, batch_size=10), 100) == 20
+    assert steps_of(Distil(steps=7), 100) == 7
+
+
+def test_kept_layers_are_spread_with_the_first_and_the_last():
+    assert kept_layers(12, 4) == [0, 4, 7, 11]
+    assert kept_layers(12, 4, "first") == [0, 1, 2, 3]
+    assert kept_layers(6, 6) == list(range(6))
+    with pytest.raises(ModelError, match="more layers"):
+        kept_layers(2, 3)
+
+
+def test_a_pruned_student_is_the_teacher_without_the_other_layers(teacher):
+    student = prune_student(teacher, [0, 2])
+    expected = copy.deepcopy(teacher)
+    expected.model.layers = torch.nn.ModuleList([expected.model.layers[0], expected.model.layers[2]])
+    expected.config.num_hidden_layers = 2
+    expected.model.layers[1].self_attn.layer_idx = 1
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        torch.testing.assert_close(student(input_ids=ids).logits, expected(input_ids=ids).logits)
+    assert student.get_output_embeddings().weight is student.get_input_embeddings().weight
+
+
+def test_a_student_from_a_config_is_seeded_and_unknown_keys_are_refused(tmp_path):
+    folder = save_tiny(tmp_path / "teacher")
+    spec = Student(
+        config={"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    )
+    one = build_student(spec, model=None, source=folder, seed=3)
+    two = build_student(spec, model=None, source=folder, seed=3)
+    assert torch.equal(one.model.layers[0].mlp.up_proj.weight, two.model.layers[0].mlp.up_proj.weight)
+    assert one.config.head_dim == 8
+    with pytest.raises(ModelError, match="does not know"):
+        build_student(Student(config={"layerz": 1}), model=None, source=folder, seed=0)
+
+
+SETTINGS = Distil(
+    steps=8, batch_size=4, micro_batch_size=2, checkpoint_every=3, validate_every=4, learning_rate=1e-3
+)
+
+
+def train(model, rows, folder, settings=SETTINGS, objective=None):
+    return fit(
+        model,
+        Listed(rows),
+        objective=objective or Objective(),
+        settings=settings,
+        steps=8,
+        seed=0,
+        checkpoints=folder / "checkpoints",
+        metrics=folder / "metrics.jsonl",
+        label="training",
+        progress=Progress(),
+        validation=rows[:3],
+    )
+
+
+def test_a_training_killed_after_a_checkpoint_ends_with_the_same_weights(teacher, tokenizer, tmp_path):
+    rows = some_rows(teacher)
+    whole = tiny_llama(tokenizer, seed=2, layers=1)
+    train(whole, rows, tmp_path / "whole")
+
+    class Killed(Progress):
+        def meter(self, *args, **kwargs):
+            import contextlib
+
+            class Meter:
+                steps = 0
+
+                def advance(self, amount=1, note=None):
+                    self.steps += 1
+                    if self.steps == 5:
+                        raise KeyboardInterrupt
+
+            return contextlib.nullcontext(Meter())
+
+    broken = tiny_llama(tokenizer, seed=2, layers=1)
+    arguments = {"objective": Objective(), "settings": SETTINGS, "steps": 8, "seed": 0, "label": "training"}
+    places = {"checkpoints": tmp_path / "cut" / "checkpoints", "metrics": tmp_path / "cut" / "metrics.jsonl"}
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, Listed(rows), **arguments, **places, progress=Killed(), validation=rows[:3])
+    (places["checkpoints"] / "checkpoint-5").mkdir()  # a half-written one: no marker
+    assert last_whole_checkpoint(places["checkpoints"])[1] == 3
+    assert not (places["checkpoints"] / "checkpoint-5").exists()
+
+    resumed = tiny_llama(tokenizer, seed=2, layers=1)
+    fit(resumed, Listed(rows), **arguments, **places, progress=Progress(), validation=rows[:3])
+    for mine, theirs in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    steps = [json.loads(line)["step"] for line in places["metrics"].read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_training_brings_the_student_nearer_to_the_teacher(teacher, tokenizer, tmp_path):
+    rows = some_rows(teacher, 24)
+    model = tiny_llama(tokenizer, seed=2, layers=1)
+    train(model, rows, tmp_path, SETTINGS.model_copy(update={"learning_rate": 1e-2}))
+    figures = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    kl = [line["validation_kl"] for line in figures if "validation_kl" in line]
+    assert kl[-1] < kl[0]
+    assert "positions" not in model.forward.__code__.co_varnames  # its own forward is back
+
+
+def test_adapters_train_and_leave_the_base_untouched(teacher, tokenizer, tmp_path):
+    rows = some_rows(teacher)
+    base = tiny_llama(tokenizer, seed=2, layers=1)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    student = add_lora(base, Lora(rank=4, dropout=0.0), seed=0)
+    train(student, rows, tmp_path)
+    after = {
+        name.replace(".base_layer", ""): value
+        for name, value in student.get_base_model().state_dict().items()
+    }
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any(p.abs().sum() > 0 for name, p in student.named_parameters() if "lora_B" in name)
+    save_student(student, tokenizer, tmp_path / "merged", torch.float32)
+    assert not list((tmp_path / "merged").glob("adapter*"))
+    with pytest.raises(ModelError, match="fit nowhere"):
+        add_lora(tiny_llama(tokenizer, layers=1), Lora(targets=["nothing"]), seed=0)
+
+
+def test_an_adapter_on_the_head_is_part_of_the_loss(teacher, tokenizer):
+    rows = some_rows(teacher, 4)
+    model = add_lora(
+        tiny_llama(tokenizer, seed=2, layers=1), Lora(rank=2, dropout=0.0, targets=["lm_head"]), seed=0
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    expected = dense_loss(model, rows, 0.5, 1.0)
+    batch = collate(rows)
+    loss = Objective(0.5, 1.0).loss(model.get_base_model(), **batch, scale=1 / len(batch["labels"]))["loss"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_memory_rows_give_back_what_went_in():
+    rows = MemoryRows([([1, 2, 3], [False, True, True]), ([4, 5], [False, True])])
+    assert rows.lengths.tolist() == [3, 2]
+    assert rows[1].ids.tolist() == [4, 5]
+    assert rows[0].mask.tolist() == [False, True, True]
+    assert rows[0].targets is None

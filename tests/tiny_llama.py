@@ -1,0 +1,83 @@
+"""Real model folders, small enough to make on the spot: a Llama-like network and a tokenizer trained here and now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+QWEN2_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def train_tokenizer(
+    vocab_size: int = 600,
+    pre_tokenizer: pre_tokenizers.PreTokenizer | None = None,
+    *,
+    ignore_merges: bool = False,
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with ChatML's special tokens, trained on the text of this repository's own tests."""
+    backend = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    backend.pre_tokenizer = pre_tokenizer or pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("test_*.py"))]
+    backend.train_from_iterator(texts, trainer)
+    backend.add_tokens(
+        [AddedToken(text, special=False, normalized=False) for text in ("<think>", "</think>")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def save_model(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    model_class: type[PreTrainedModel] = LlamaForCausalLM,
+    **settings: object,
+) -> Path:
+    """A randomly initialised model with sharp enough outputs to tell right from wrong. Width 256, grouped heads."""
+    torch.manual_seed(0)
+    defaults = {
+        "vocab_size": 640,  # padded beyond the tokenizer, as real models are
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.08,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    config_class = model_class.config_class or LlamaConfig
+    model = model_class(config_class(**{**defaults, **settings}))
+    for name, weight in model.named_parameters():
+        if name.endswith("norm.weight") or name.endswith("bias"):
+            torch.nn.init.normal_(weight, 1.0 if name.endswith("norm.weight") else 0.0, 0.1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
