@@ -197,6 +197,7 @@ def test_resuming_gives_the_same_files_as_never_stopping(tmp_path: Path, stop: i
         first.close()
     (tmp_path / "resumed" / "shard-00002.safetensors.part").write_bytes(b"half")
     with Book.create(tmp_path / "resumed", HEADER) as second:
+        assert len(second) == stop if clean else len(second) <= stop
         for n in range(40):
             tokens, mask, signals = lesson(n)
             if not second.has(second.key(tokens, mask)):
@@ -261,7 +262,7 @@ def test_a_shard_that_is_gone_is_missed_by_readers_and_written_again(book: Path)
 def test_a_flipped_byte_anywhere_is_found_by_verify(book: Path) -> None:
     shard = book / "shard-00001.safetensors"
     good = shard.read_bytes()
-    for place in random.Random(1).sample(range(len(good)), 40) + [0, 9, len(good) - 1]:
+    for place in [*random.Random(1).sample(range(len(good)), 40), 0, 9, len(good) - 1]:
         bad = bytearray(good)
         bad[place] ^= 1 << (place % 8)
         shard.write_bytes(bad)
@@ -331,3 +332,19 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         with pytest.raises(BookError, match=words):
             book.append(*row)
     assert len(book) == 0
+
+
+def test_the_plain_torch_example_trains_from_a_book_and_its_kl_falls() -> None:
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "examples/plain_torch_loop.py"],
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    values = [float(line.split()[3]) for line in done.stdout.splitlines()]
+    assert len(values) == 6
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < 0.6 * values[0]

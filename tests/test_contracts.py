@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stillroom.contracts.errors import DataError, RecipeError, RunError, StorageFault
@@ -221,6 +221,7 @@ json_like = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from([*Recipe.model_fields, "odd"]) | st.integers(), json_like, max_size=6))
 def test_any_tree_is_a_recipe_or_a_recipe_error(wild: dict[Any, Any]) -> None:
     with contextlib.suppress(RecipeError):
@@ -280,7 +281,7 @@ def test_what_was_appended_survives_a_kill(tmp_path: Path) -> None:
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=root, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=root, timeout=120)
     assert done.returncode == -9
     assert [line["n"] for line in read_lines(path)] == [1, 2, 3]
 
@@ -542,9 +543,9 @@ def test_two_processes_do_not_work_in_one_run(run: Run) -> None:
     command = [sys.executable, "-c", program, str(run.path)]
     root = Path(__file__).parents[1]
     with run.locked():
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
         assert "another process is working in" in done.stderr
-    assert subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60).stdout == "in\n"
+    assert subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120).stdout == "in\n"
 
 
 def test_changes_are_said_in_one_phrase_each() -> None:

@@ -53,7 +53,8 @@ def test_metadata_says_what_the_folder_says(model: LlamaCpp, folder: Path) -> No
     assert model.metadata.vocab_size == 640
     assert model.metadata.eos_id == tokenizer.eos_token_id
     assert model.metadata.pad_id == tokenizer.pad_token_id
-    assert model.metadata.bos_id is None or not model.metadata.add_bos
+    assert model.metadata.bos_id is None
+    assert not model.metadata.add_bos
     assert model.metadata.chat_template == tokenizer.chat_template
     assert model.is_stop(tokenizer.convert_tokens_to_ids("<|im_end|>"))
 

@@ -21,7 +21,7 @@ from stillroom.models.opening import open_teacher
 from stillroom.models.rendering import Renderer
 
 STARTS = ["Once upon a time", "The dog", "One day, Lily and her mom went to the", "Tom", "She said"]
-DRAWN = Sampling(temperature=1.0, top_p=0.9, max_new_tokens=20)
+DRAWN = Sampling(temperature=1.0, top_p=0.9, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def answers(model: GgufModel | LocalModel, asked: list[Request], sampling: Sampl
 
 
 def test_greedy_answers_are_those_of_the_transformers_model(model: GgufModel, folder: Path) -> None:
-    theirs = answers(LocalModel(folder), requests(), Sampling(max_new_tokens=20))
-    for key, reply in answers(model, requests(), Sampling(max_new_tokens=20)).items():
+    theirs = answers(LocalModel(folder), requests(), Sampling(max_new_tokens=12))
+    for key, reply in answers(model, requests(), Sampling(max_new_tokens=12)).items():
         assert (reply.text, reply.token_ids, reply.finish) == (
             theirs[key].text,
             theirs[key].token_ids,
@@ -129,7 +129,7 @@ def test_llama_server_answers_with_its_top_logprobs(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", train_tokenizer())
     file = export(folder, tmp_path / "model.gguf", "F32").path
     asked = [Request(f"key-{i}", [{"role": "user", "content": start}]) for i, start in enumerate(STARTS)]
-    with LlamaServer(file) as server:
+    with LlamaServer(file, threads=1, parallel=2) as server:
         teacher = ApiModel(f"{server.url}/v1", "tiny", concurrency=2)
         sampling = Sampling(max_new_tokens=8, top_logprobs=5)
         replies = {request.key: reply for request, reply in teacher.answer(asked, sampling)}

@@ -23,8 +23,8 @@ STARTS = [
     "A big red ball rolled down",
     "She said",
 ]
-GREEDY = Sampling(max_new_tokens=20)
-DRAWN = Sampling(temperature=1.0, max_new_tokens=20)
+GREEDY = Sampling(max_new_tokens=12)
+DRAWN = Sampling(temperature=1.0, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,11 @@ def test_greedy_answers_are_those_of_transformers_generate(model: LocalModel) ->
     ours = answers(model, requests(), GREEDY)
     for request in requests():
         prompt = torch.tensor([model.renderer.prompt_ids(request.messages)])
-        theirs = model.model.generate(prompt, do_sample=False, max_new_tokens=20, pad_token_id=0)
+        theirs = model.model.generate(prompt, do_sample=False, max_new_tokens=12, pad_token_id=0)
         assert ours[request.key].token_ids == theirs[0, prompt.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("sampling", [DRAWN, Sampling(temperature=0.8, top_p=0.9, max_new_tokens=20)])
+@pytest.mark.parametrize("sampling", [DRAWN, Sampling(temperature=0.8, top_p=0.9, max_new_tokens=12)])
 def test_draws_depend_on_the_request_and_not_on_its_batch(
     model: LocalModel, folder: Path, sampling: Sampling
 ) -> None:
@@ -76,7 +76,7 @@ def test_another_key_sample_or_seed_draws_another_answer(model: LocalModel) -> N
     texts = [reply.text for _, reply in model.answer(asked, DRAWN)]
     texts += [
         reply.text
-        for _, reply in model.answer(asked[:1], Sampling(temperature=1.0, max_new_tokens=20, seed=1))
+        for _, reply in model.answer(asked[:1], Sampling(temperature=1.0, max_new_tokens=12, seed=1))
     ]
     assert len(set(texts)) == 4
 
@@ -170,7 +170,7 @@ def test_a_sliding_window_model_answers_as_transformers_does(folder: Path, tmp_p
     model = LocalModel(tiny, batch_size=3)
     for request, reply in model.answer(requests(), GREEDY):
         prompt = torch.tensor([model.renderer.prompt_ids(request.messages)])
-        theirs = model.model.generate(prompt, do_sample=False, max_new_tokens=20, pad_token_id=0)
+        theirs = model.model.generate(prompt, do_sample=False, max_new_tokens=12, pad_token_id=0)
         assert reply.token_ids == theirs[0, prompt.shape[1] :].tolist()
 
 

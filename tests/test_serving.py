@@ -158,7 +158,7 @@ def running_front(app: Any) -> Iterator[str]:
         thread.join()
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited in vain"
@@ -179,14 +179,14 @@ def front(backend: Backend) -> Iterator[str]:
 
 
 def client(url: str, key: str = "sesame") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=20)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120)
 
 
 def curl(url: str, *arguments: str, data: bytes | None = None) -> tuple[int, Any]:
     command = ["curl", "-sS", "-o", "-", "-w", "\n%{http_code}", *arguments, url]
     if data is not None:
         command[1:1] = ["--data-binary", "@-", "-H", "content-type: application/json"]
-    done = subprocess.run(command, input=data, capture_output=True, timeout=30, check=True)
+    done = subprocess.run(command, input=data, capture_output=True, timeout=120, check=True)
     text, _, status = done.stdout.decode().rpartition("\n")
     return int(status), json.loads(text)
 
@@ -231,7 +231,7 @@ def test_a_stream_arrives_while_it_is_written_not_at_its_end(front: str, backend
     assert next(iter(stream)).choices[0].delta.content == "on "
     assert not backend.hung_up.is_set()
     stream.close()
-    assert backend.hung_up.wait(10)
+    assert backend.hung_up.wait(60)
 
 
 def test_models_lists_the_names_that_are_served(front: str) -> None:
@@ -384,9 +384,9 @@ def test_a_client_that_hangs_up_before_the_answer_ends_the_backends_work(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sesame\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         )
-        assert backend.started.wait(10)
+        assert backend.started.wait(60)
         assert not backend.hung_up.is_set()
-    assert backend.hung_up.wait(10)
+    assert backend.hung_up.wait(60)
 
 
 def test_many_streams_at_once_do_not_wait_for_each_other(front: str, backend: Backend) -> None:
@@ -458,10 +458,11 @@ class Served:
         (pid,) = listed.stdout.split()
         return int(pid)
 
-    def end(self, number: int = signal.SIGTERM) -> int:
-        if self.process.poll() is None:
+    def end(self, number: int | None = signal.SIGTERM) -> int:
+        """Send a signal, or None for no further one, and wait."""
+        if number is not None and self.process.poll() is None:
             self.process.send_signal(number)
-        code = self.process.wait(30)
+        code = self.process.wait(60)
         for reader in self._readers:
             reader.join()
         return code
@@ -509,7 +510,7 @@ def test_a_served_file_answers_the_openai_client_and_curl(gguf: Path) -> None:
             ["sh", "-c", example.replace("curl ", "curl -sS ")],
             env={**os.environ, "API_KEY": "sesame"},
             capture_output=True,
-            timeout=30,
+            timeout=120,
         )
         assert json.loads(done.stdout)["object"] == "chat.completion"
         child = served.child
@@ -551,7 +552,7 @@ needs_own_group = pytest.mark.xfail(
 def test_stopping_lets_a_running_answer_end_and_leaves_nothing_behind(gguf: Path, whole_group: bool) -> None:
     with serving(gguf) as served:
         url, child = served.url, served.child
-        asked = {**question("hello", max_tokens=400, stream=True), "model": "tiny-F16"}
+        asked = {**question("hello", max_tokens=200, stream=True), "model": "tiny-F16"}
         stream = iter(client(url).chat.completions.create(**asked, extra_body={"ignore_eos": True}))
         next(stream)
         if whole_group:
@@ -560,7 +561,7 @@ def test_stopping_lets_a_running_answer_end_and_leaves_nothing_behind(gguf: Path
             served.process.send_signal(signal.SIGINT)
         finish = [chunk.choices[0].finish_reason for chunk in stream]
         assert finish[-1] == "length"
-        assert served.end() == 0
+        assert served.end(None) == 0
         assert gone(child)
         assert not any("died" in line for line in served.lines)
         assert served.errors == []

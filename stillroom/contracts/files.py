@@ -38,21 +38,27 @@ def storage(path: Path) -> Iterator[None]:
         raise
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a whole file or nothing: temporary name, sync, rename."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears whole or not at all: written under a temporary name, synced, renamed."""
     temporary = path.with_name(f".{path.name}.partial")
-    data = content.encode() if isinstance(content, str) else content
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -112,22 +118,12 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 @contextmanager
 def whole_lines(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A JSONL file that appears whole or not at all, written line by line through the function given."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with storage(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
+    with whole_file(path) as file:
 
-                def write(line: dict[str, Any]) -> None:
-                    file.write(_encode(json.dumps(line, ensure_ascii=False) + "\n"))
+        def write(line: dict[str, Any]) -> None:
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
-                yield write
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        yield write
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> int:

@@ -18,7 +18,6 @@ from stillroom.contracts.errors import StillroomError
 from stillroom.contracts.records import Lesson
 from stillroom.evaluation.answering import Advance, answer_tasks
 from stillroom.evaluation.job import Job, ModelSpec, Settings
-from stillroom.evaluation.likelihood import likelihood
 from stillroom.evaluation.opening import load_libraries, open_model, weigh
 from stillroom.evaluation.results import Likelihood, ModelResult
 
@@ -61,7 +60,7 @@ def measure(job: Job, advance: Advance) -> ModelResult:
             return ModelResult(job.spec.name, verdicts, {}, figures)
         lessons = {task.name: task.lessons for task in job.tasks if task.lessons}
         if lessons and not verdicts:
-            _warm_up(model, next(iter(lessons.values())))
+            _warm_up(model, next(iter(lessons.values()))[0], job.settings.max_length)
         # Before the teacher comes in: its memory is not this model's.
         figures = weigh(model, job.spec, replace(figures, libraries_memory_bytes=libraries))
         return ModelResult(job.spec.name, verdicts, _likelihoods(model, job, lessons, advance), figures)
@@ -76,16 +75,21 @@ def _opened(spec: ModelSpec, settings: Settings) -> Iterator[Any]:
         model.close()
 
 
-def _warm_up(model: Any, lessons: list[Lesson]) -> None:
+def _warm_up(model: Any, lesson: Lesson, longest: int) -> None:
     """One forward pass, so that its buffers are in the peak of a model that answers no items."""
-    row = model.renderer.lesson(lessons[0].messages, lessons[0].complete)
-    for _ in model.logits([row]):
+    row = model.renderer.lesson(lesson.messages, lesson.complete)
+    for _ in model.logits([replace(row, ids=row.ids[:longest], mask=row.mask[:longest])]):
         pass
 
 
 def _likelihoods(
     model: Any, job: Job, lessons: dict[str, list[Lesson]], advance: Advance
 ) -> dict[str, Likelihood]:
+    if not lessons:
+        return {}
+    # Not at the top: it brings torch, which an API's process does without.
+    from stillroom.evaluation.likelihood import likelihood
+
     def each() -> None:
         advance(1, "held-out lessons")
 
@@ -93,7 +97,7 @@ def _likelihoods(
         longest = job.settings.max_length
         return {task: likelihood(model, teacher, items, longest, each) for task, items in lessons.items()}
 
-    if not lessons or job.teacher is None:
+    if job.teacher is None:
         return read(None)
     with _opened(job.teacher, job.settings) as teacher:
         return read(teacher)

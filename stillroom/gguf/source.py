@@ -76,10 +76,8 @@ class ModelFolder:
 def _list_tensors(file: Path) -> list[SourceTensor]:
     try:
         with safe_open(file, framework="pt") as weights:
-            return [
-                SourceTensor(name, file, tuple(weights.get_slice(name).get_shape()))
-                for name in weights.keys()
-            ]
+            names = weights.keys()
+            return [SourceTensor(name, file, tuple(weights.get_slice(name).get_shape())) for name in names]
     except SafetensorError as error:
         raise ModelError(
             "a file of weights is damaged", got=f"{file}: {error}", do="copy it again from where it came"

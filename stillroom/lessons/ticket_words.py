@@ -4,13 +4,40 @@
 teacher's thought sums it up.
 """
 
-QUALIFIERS = ["amber", "blue", "bronze", "crimson", "golden", "green", "indigo", "ivory", "lilac", "maroon", "navy", "olive", "orange", "purple", "scarlet", "silver", "turquoise", "violet", "white", "yellow", "bamboo", "canvas", "ceramic", "copper", "cotton", "glass", "granite", "leather", "linen", "marble", "oak", "pine", "rattan", "rubber", "slate", "velvet", "walnut", "wicker", "woollen", "enamel", "folding", "portable", "striped", "vintage", "compact", "wooden", "quilted", "spotted"]
 
-NOUNS = ["armchair", "backpack", "basket", "bench", "blender", "blanket", "bookcase", "bowl", "bracelet", "bucket", "cabinet", "candle", "clock", "curtain", "cushion", "desk", "drawer", "fan", "fountain", "hammock", "headphones", "heater", "jacket", "kettle", "keyboard", "ladder", "lamp", "lantern", "mirror", "mug", "necklace", "pillow", "pitcher", "planter", "printer", "radio", "rucksack", "saddle", "scarf", "shelf", "slippers", "sofa", "speaker", "stool", "suitcase", "teapot", "tent", "toaster", "tray", "trolley", "umbrella", "vase", "wallet", "wardrobe", "watch"]
+def _words(text: str) -> list[str]:
+    return text.split()
 
-NAMES = ["Aisha", "Anna", "Ben", "Carlos", "Chloé", "Daniel", "Elif", "Fiona", "George", "Hana", "Ivan", "José", "Kate", "Liam", "Mei", "Nina", "Omar", "Priya", "Zoë"]
-CITIES = ["Bath", "Berlin", "Bristol", "Cardiff", "Dublin", "Exeter", "Glasgow", "Leeds", "Lisbon", "London", "Lyon", "Oslo", "Oxford", "York"]
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+
+QUALIFIERS = _words(
+    """
+    amber blue bronze crimson golden green indigo ivory lilac maroon navy olive orange purple scarlet silver
+    turquoise violet white yellow bamboo canvas ceramic copper cotton glass granite leather linen marble oak
+    pine rattan rubber slate velvet walnut wicker woollen enamel folding portable striped vintage compact
+    wooden quilted spotted
+    """
+)
+
+NOUNS = _words(
+    """
+    armchair backpack basket bench blender blanket bookcase bowl bracelet bucket cabinet candle clock
+    curtain cushion desk drawer fan fountain hammock headphones heater jacket kettle keyboard ladder lamp
+    lantern mirror mug necklace pillow pitcher planter printer radio rucksack saddle scarf shelf slippers
+    sofa speaker stool suitcase teapot tent toaster tray trolley umbrella vase wallet wardrobe watch
+    """
+)
+
+NAMES = _words(
+    """
+    Aisha Anna Ben Carlos Chloé Daniel Elif Fiona George Hana Ivan José Kate Liam Mei Nina Omar Priya Zoë
+    """
+)
+CITIES = _words(
+    """
+    Bath Berlin Bristol Cardiff Dublin Exeter Glasgow Leeds Lisbon London Lyon Oslo Oxford York
+    """
+)
+MONTHS = _words("January February March April May June July August September October November December")
 LETTERS = "ABCDEFGHKLMNPRSTW"
 
 REQUESTS: dict[str, list[str]] = {

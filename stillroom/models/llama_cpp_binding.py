@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes as c
 from functools import lru_cache
+from typing import Any
 
 from stillroom.contracts.errors import Fault
 from stillroom.quants.library import LLAMA_CPP_VERSION, load_library
@@ -104,7 +105,7 @@ class Batch(c.Structure):
 LogCallback = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
 
 _P, _I, _B, _S = c.c_void_p, c.c_int32, c.c_bool, c.c_char_p
-_SIGNATURES: dict[str, tuple[object, list[object]]] = {
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     # name: (what it returns, what it takes)
     "llama_backend_init": (None, []),
     "llama_log_set": (None, [LogCallback, _P]),
@@ -130,9 +131,6 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "llama_vocab_type": (c.c_int, [_P]),
     "llama_vocab_get_add_bos": (_B, [_P]),
     "llama_vocab_is_eog": (_B, [_P, _I]),
-    "llama_vocab_bos": (_I, [_P]),
-    "llama_vocab_eos": (_I, [_P]),
-    "llama_vocab_pad": (_I, [_P]),
 }
 
 

@@ -121,17 +121,17 @@ class LlamaCpp:
         description = ctypes.create_string_buffer(256)
         library.llama_model_desc(model, description, len(description))
         template = library.llama_model_chat_template(model, None)
-        ids = [getattr(library, f"llama_vocab_{name}")(vocab) for name in ("bos", "eos", "pad")]
-        bos, eos, pad = (None if token < 0 else token for token in ids)
+        # Asked of the file: where it names no such token, llama.cpp makes one up (id 11).
+        bos, eos, pad = (self._value(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding"))
         return Metadata(
             description=description.value.decode(),
             architecture=self._value("general.architecture") or "",
             file_type=int(self._value("general.file_type") or -1),
             vocab_size=library.llama_vocab_n_tokens(vocab),
             context_length=library.llama_model_n_ctx_train(model),
-            bos_id=bos,
-            eos_id=eos,
-            pad_id=pad,
+            bos_id=None if bos is None else int(bos),
+            eos_id=None if eos is None else int(eos),
+            pad_id=None if pad is None else int(pad),
             add_bos=library.llama_vocab_get_add_bos(vocab),
             chat_template=None if template is None else template.decode(),
         )

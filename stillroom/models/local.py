@@ -98,7 +98,8 @@ class LocalModel:
             generate=generate,
         )
 
-    @torch.inference_mode()
+    # Not inference_mode: its tensors may be neither changed in place nor used by a loss.
+    @torch.no_grad()
     def logits(self, rows: Iterable[Rendered]) -> Iterator[Tensor]:
         """What the model thought at every token to be predicted.
 
@@ -120,8 +121,8 @@ class LocalModel:
                 yield done.pop(index)
 
     def close(self) -> None:
-        """Free the weights."""
-        del self.model
+        """Free the weights; calling twice is harmless."""
+        self.model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

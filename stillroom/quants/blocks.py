@@ -181,9 +181,8 @@ def _over_rows(work: Callable[[int, int], None], rows: int, columns: int, thread
 def _quantize_chunk() -> Callable[..., int]:
     function = load_library().ggml_quantize_chunk
     function.restype = ctypes.c_size_t
-    function.argtypes = (
-        [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_void_p]
-    )
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
     return function
 
 

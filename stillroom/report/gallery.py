@@ -108,10 +108,11 @@ def gallery(path: Path, results: Results) -> list[Group]:
     allowance = _BUDGET
     for id, group in groups.items():
         for line in chosen[id]:
+            if allowance <= 0:
+                break
             item = _item(line, results.models)
             allowance -= _weight(item)
-            if allowance >= 0:
-                group.items.append(item)
+            group.items.append(item)
     return [group for group in groups.values() if group.total]
 
 
@@ -179,7 +180,7 @@ def compare(answer: str, reference: str) -> list[Part]:
 def _words(answer: str, reference: str) -> list[Part]:
     ours, theirs = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (answer, reference))
     matcher = difflib.SequenceMatcher(None, theirs, ours, autojunk=False)
-    if matcher.ratio() < _ALIKE:
+    if matcher.quick_ratio() < _ALIKE or matcher.ratio() < _ALIKE:
         return [Part(None, answer, False)]
     return [
         Part(None, "".join(ours[start:end]), kind != "equal")

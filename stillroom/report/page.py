@@ -131,11 +131,11 @@ def _costs(results: Results) -> list[Column]:
         ("Tokens a second", "speed", "tokens_per_second", speed),
     )
     found = []
-    for title, task, metric, show in columns:
+    for name, task, metric, show in columns:
         values = {row.model: row.value for row in results.having(task, metric) if row.value}
         if values:
             most = max(values.values())
-            found.append(Column(title, {m: sections.Bar(m, show(v), v / most) for m, v in values.items()}))
+            found.append(Column(name, {m: sections.Bar(m, show(v), v / most) for m, v in values.items()}))
     return found
 
 

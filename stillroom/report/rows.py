@@ -156,15 +156,11 @@ def span(row: ResultRow, digits: int = 1) -> str | None:
 
 def data_size(count: float) -> str:
     """Bytes in decimal units, as files are sold: 2.1 MB."""
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 999.5:
-            break
-    else:
-        count, unit = count / 1000, "TB"
-    return f"{count:.0f} {unit}" if count >= 100 else f"{count:.3g} {unit}"
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= 0.9995 * size:
+            value = count / size
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    return f"{count:.0f} bytes"
 
 
 def people_count(count: float) -> str:

@@ -169,7 +169,7 @@ async def _body(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if False:
+        if len(body) > limit:
             raise too_long
     return bytes(body)
 

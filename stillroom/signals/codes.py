@@ -4,7 +4,8 @@ A token keeps a *head*, its most probable tokens in falling order, and, for unbi
 tail. One byte says the weight of a head token on a logarithmic scale; sixteen bits the tail's mass on a linear
 one. The first head token needs no code, since all weights and the tail sum to one; nor do the draws, which
 share the tail's mass equally. Codes are rounded up or down at random so that the mean of what is read is what
-was meant: an estimate stays unbiased on disk.
+was meant: an estimate stays unbiased on disk. A first weight can so come out a little below zero where a long
+head is flat; clamping it would be a bias.
 """
 
 from __future__ import annotations

@@ -1,0 +1,384 @@
+"""The report is one page that shows what was measured, whatever the models wrote, on any screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from finished_run import COUNTS, HOSTILE, QUALITY, TASK, finished_run, gguf_file, likelihood, rows, samples
+
+from stillroom.contracts.records import ResultRow
+from stillroom.report.cards import dataset_card, model_card, public_name
+from stillroom.report.console import console_table, results_table
+from stillroom.report.gallery import compare, gallery
+from stillroom.report.headline import headline
+from stillroom.report.page import write_report
+from stillroom.report.plots import Series, line_plot, thin
+from stillroom.report.rows import Results, data_size, percent
+from stillroom.report.verdict import title, verdict
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+class Words(HTMLParser):
+    """The text that a reader sees, and the tags that carry it."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] != ["style"]:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def page_of(run: Any) -> Words:
+    return Words(write_report(run).read_text(encoding="utf-8"))
+
+
+def test_every_row_of_quality_is_on_the_page_and_no_other_share(tmp_path: Path) -> None:
+    page = page_of(finished_run(tmp_path))
+    for row in rows():
+        if row.task == TASK and (row.metric in ("exact", "retention") or row.metric.startswith("field:")):
+            assert percent(row.value) in page.text, row
+    known = {percent(v) for r in rows() for v in (r.value, r.low, r.high) if v is not None}
+    known |= {percent(sample["confidence"], 0) for line in samples() for sample in line["answers"].values()}
+    # Shares that stand alone in a table's cell come from rows; intervals are written "a to b%".
+    cells = {text.strip() for text in page.texts if re.fullmatch(r"\s*\d+\.\d%\s*", text)}
+    assert cells <= known
+
+
+def test_the_page_has_no_script_no_outside_address_and_no_tag_from_a_sample(tmp_path: Path) -> None:
+    html = write_report(finished_run(tmp_path)).read_text(encoding="utf-8")
+    page = Words(html)
+    assert not {"script", "img", "iframe", "object"} & set(page.tags)
+    assert HOSTILE in " ".join(page.texts)
+    assert not re.search(r"""(?:src|href|url\()\s*=?\s*["'(]?\s*(?:https?:)?//""", html)
+
+
+def test_hostile_names_of_tasks_models_and_settings_stay_text(tmp_path: Path) -> None:
+    hostile = [replace(row, task=HOSTILE, model=f"student-{HOSTILE}") for row in rows() if row.task == TASK]
+    run = finished_run(tmp_path, results=hostile, lines=[], teach={"system": HOSTILE})
+    assert not {"script", "img"} & set(page_of(run).tags)
+
+
+def test_a_page_full_of_long_samples_stays_under_two_megabytes(tmp_path: Path) -> None:
+    lines = samples()
+    for index, line in enumerate(lines):
+        for place, answer in enumerate(line["answers"].values()):
+            answer["text"] = f"{index}{place}" + '<"&>' * 500
+    path = write_report(finished_run(tmp_path, lines=lines))
+    assert 500_000 < path.stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [],
+        likelihood(),
+        [row for row in rows() if row.model in ("student", "teacher")],
+        [row for row in rows() if row.model == "student-Q4_K_M"],
+        [row for row in rows() if row.task in ("speed", "size")],
+        [row for row in rows() if row.task == "training"],
+        [row for row in rows() if row.metric != "retention" and row.low is None],
+    ],
+    ids=["nothing", "likelihood", "no baselines", "one file", "costs", "training", "no intervals"],
+)
+def test_a_page_is_made_of_whatever_was_measured(tmp_path: Path, results: list[ResultRow]) -> None:
+    page = page_of(finished_run(tmp_path, results=results, lines=[]))
+    assert "None" not in page.text
+    assert "nan" not in page.text.lower().split()
+    assert page.tags.count("h1") == 1
+    html = (tmp_path / "runs/tickets/report.html").read_text()
+    wanted = set(re.findall(r'href="#([\w-]+)"', html))
+    assert all(f'id="{anchor}"' in html for anchor in wanted), "a link leads nowhere"
+    console_table(results), headline(results)
+
+
+def test_a_run_without_manifests_still_has_a_page(tmp_path: Path) -> None:
+    page = page_of(finished_run(tmp_path, counts={}))
+    assert "How to run it" not in page.text
+
+
+def test_the_verdict_says_what_is_kept_lost_and_whether_signals_help() -> None:
+    text = " ".join(verdict(Results.of(rows())))
+    assert "2.31 MB file" in text
+    assert "8.9 times fewer than the teacher’s 28.5 million" in text
+    assert "keeps 96.2% of the teacher’s score" in text
+    assert (
+        "What it loses most is “order”: right in 98.5% of the teacher’s answers and in 96.2% of its own"
+        in text
+    )
+    assert "gains 3.2 points of exact answers (95% interval +1.2 to +5.2 points; p = 0.004)" in text
+    assert "too close to tell whether quantising changed the quality" in text
+    assert (
+        title(Results.of(rows()))
+        == "The student keeps 96.2% of its teacher’s exact answers at 1/9 of the size"
+    )
+
+
+def test_a_difference_that_chance_explains_is_not_called_a_gain() -> None:
+    unsure = [replace(r, p=0.4, low=-0.01) if r.versus == "answers-only" else r for r in rows()]
+    text = " ".join(verdict(Results.of(unsure)))
+    assert "too close to tell whether the teacher’s signals help" in text
+    worse = [
+        replace(r, value=-r.value, low=-0.052, high=-0.012) if r.versus == "answers-only" else r
+        for r in rows()
+    ]
+    assert "costs 3.2 points of exact answers" in " ".join(verdict(Results.of(worse)))
+
+
+def test_a_likelihood_only_verdict_explains_kl() -> None:
+    text = " ".join(verdict(Results.of(likelihood())))
+    assert "its loss is 0.238 nats a token where the teacher’s is 0.211" in text
+    assert "KL of 0.031" in text
+    assert "exact" not in text
+
+
+def test_few_questions_are_a_caution() -> None:
+    few = [replace(row, n=40) for row in rows()]
+    assert "Only 40 questions" in " ".join(verdict(Results.of(few)))
+
+
+def test_page_console_and_card_show_the_same_headline_figures(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    shown = {item.label: item.value for item in headline(rows())}
+    assert shown == {"Kept": "96.2%", "Size": "2.31 MB", "Speed": "3,890", "Memory": "71 MB"}
+    table = console_table(rows())
+    assert [row[0] for row in table.rows] == list(QUALITY)
+    last = dict(zip(table.columns, table.rows[-1], strict=True))
+    assert last["tickets\nexact"].startswith("90.6% (")
+    assert (last["tickets\nkept"], last["size"], last["tok/s"], last["memory"]) == tuple(
+        shown[label] for label in ("Kept", "Size", "Speed", "Memory")
+    )
+    page, card = page_of(run), model_card(run, [Path("student-Q4_K_M.gguf")])
+    assert all(value in page.text and value in card for value in shown.values())
+    assert results_table(run).row_count == len(QUALITY)
+
+
+def test_the_gallery_puts_what_the_student_lost_first_and_marks_the_wrong_fields(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, lines=samples(12)[6:])
+    groups = gallery(run.folder("evaluate") / "samples.jsonl", Results.of(rows()))
+    assert [(g.title, g.total) for g in groups] == [
+        ("Teacher right, student wrong", 1),
+        ("Student right, teacher wrong", 1),
+        ("Both wrong", 1),
+        ("Both right", 3),
+    ]
+    answers = {voice.model: shown for shown in groups[0].items[0].answers for voice in shown.voices}
+    assert [part.name for part in answers["student-Q4_K_M"].parts if part.differs] == ["order", "urgency"]
+    assert answers["teacher"] is answers["student"], "equal answers share a box"
+    assert not any(part.differs for part in answers["teacher"].parts)
+    assert answers["teacher"].thoughts == ["They want money back for order 48219."]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "marked"),
+    [
+        ('{"a": 1, "b": true}', '{"a": 1, "b": 1}', ["true"]),
+        ('{"a": 1}', '{"a": 1, "b": null}', ["missing"]),
+        ('{"a": 1, "c": 2}', '{"a": 1}', ["2"]),
+        ("the answer is 43", "the answer is 42", ["43"]),
+        ("", "42", ["no answer"]),
+        ("not JSON", '{"a": 1}', []),
+    ],
+)
+def test_what_differs_from_the_right_answer_is_marked(answer: str, reference: str, marked: list[str]) -> None:
+    assert [part.text for part in compare(answer, reference) if part.differs] == marked
+
+
+def test_names_at_the_ends_of_lines_never_overlap() -> None:
+    series = [Series(name, [(0, 1.0), (100, 0.5 + place / 1e4)]) for place, name in enumerate("abcde")]
+    plot = line_plot("t", series, "u")
+    assert plot is not None
+    places = sorted(line.label_at for line in plot.lines)
+    assert all(later - earlier >= 12 for earlier, later in pairwise(places))
+    assert places[-1] <= plot.height - plot.bottom
+
+
+def test_a_plot_leaves_out_what_is_not_finite_and_thins_long_curves() -> None:
+    assert line_plot("t", [Series("a", [(0, float("nan")), (1, float("inf"))])], "u") is None
+    plot = line_plot("t", [Series("a", [(0, float("nan")), (1, 2.0), (2, 2.0)])], "u")
+    assert plot is not None
+    assert "nan" not in plot.lines[0].path
+    long = thin([(step, step % 7) for step in range(100_003)])
+    assert len(long) <= 200
+    assert abs(sum(y for _, y in long) / len(long) - 3) < 0.1
+
+
+def test_sizes_and_shares_read_well() -> None:
+    assert [data_size(n) for n in (0, 999, 1000, 999_700, 2_310_000, 57_120_000, 14.1e9)] == [
+        "0 bytes", "999 bytes", "1 kB", "1 MB", "2.31 MB", "57.1 MB", "14.1 GB",
+    ]  # fmt: skip
+    assert percent(0.99996) == "99.996%", "what is not quite all does not read as all"
+    assert percent(1) == "100%"
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    _, front, _ = card.split("---\n", 2)
+    return yaml.safe_load(front)
+
+
+def test_the_model_card_has_front_matter_results_and_limits(tmp_path: Path) -> None:
+    run = finished_run(
+        tmp_path, student={"model": "Qwen/Qwen2.5-0.5B-Instruct"}, export={"license": "apache-2.0"}
+    )
+    card = model_card(run, [Path("student-Q4_K_M.gguf")])
+    assert front_matter(card) == {
+        "license": "apache-2.0",
+        "base_model": "Qwen/Qwen2.5-0.5B-Instruct",
+        "pipeline_tag": "text-generation",
+        "tags": ["stillroom", "distillation", "gguf"],
+    }
+    for heading in ("## Run it", "## Results", "## What it loses", "## How it was made", "## Limits"):
+        assert heading in card
+    table = [line for line in card.splitlines() if line.startswith("| ")]
+    assert len({line.count("|") for line in table[: len(QUALITY) + 2]}) == 1, "every row has as many cells"
+
+
+def test_a_local_student_is_no_base_model_and_no_folder_of_the_machine_is_told(tmp_path: Path) -> None:
+    local = tmp_path / "secret-folder" / "tiny"
+    local.mkdir(parents=True)
+    (local / "config.json").write_text("{}")
+    run = finished_run(tmp_path, student={"model": str(local)}, teacher={"model": str(local)})
+    card = model_card(run, [])
+    assert "base_model" not in front_matter(card)
+    assert "secret-folder" not in card
+    assert public_name("Qwen/Qwen2.5-7B-Instruct") == "Qwen/Qwen2.5-7B-Instruct"
+
+
+def test_an_api_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
+    run = finished_run(
+        tmp_path,
+        teacher={"model": "big", "api": "https://me:s3cret@example.org/v1"},
+        student={"model": "someone/small"},
+        teach={"signal": {"kind": "top-k"}},
+    )
+    html = write_report(run).read_text()
+    assert "s3cret" not in html
+    assert "example.org" in html
+
+
+def test_the_dataset_card_counts_every_step(tmp_path: Path) -> None:
+    card = dataset_card(COUNTS["filter"], finished_run(tmp_path).recipe)
+    front = front_matter(card)
+    assert front["size_categories"] == ["10K<n<100K"]
+    assert front["configs"][0]["data_files"] == "lessons.jsonl"
+    for words in (
+        "| lessons | 11,612 |",
+        "| rejected | 228 |",
+        "| the same answer again | 19 |",
+        "eval.jsonl",
+    ):
+        assert words in card
+
+
+def test_gguf_fixture_is_a_gguf_file(tmp_path: Path) -> None:
+    gguf_file(tmp_path / "a.gguf")
+    assert (tmp_path / "a.gguf").read_bytes()[:4] == b"GGUF"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium with an empty profile."""
+    if CHROMIUM is None or DRIVER is None:
+        reason = "chromium or chromedriver is not installed"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with tempfile.TemporaryDirectory() as profile:
+        for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync",
+                     "disable-component-update", "disable-dev-shm-usage", "no-first-run",
+                     f"user-data-dir={profile}"):  # fmt: skip
+            options.add_argument(f"--{flag}")
+        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        yield driver
+        driver.quit()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a whole run with hostile samples."""
+    return write_report(finished_run(tmp_path_factory.mktemp("report")))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_page_fits_the_screen_and_asks_for_nothing(
+    browser: Any, report: Path, width: int, scheme: str
+) -> None:
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get_log("performance")
+    browser.get(report.as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert not browser.get_log("browser"), "the console is silent"
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data"}, "no request leaves the page"
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script("return window.hacked") is None
+    assert "window.hacked" in browser.find_element("css selector", ".question").text
+    too_wide = browser.execute_script(
+        "return [...document.querySelectorAll('svg text, h1, h2, h3, p, li, .cards div')].filter(e => !e.closest('.scroll')"
+        " && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.textContent.slice(0, 60))"
+    )
+    assert too_wide == []
+
+
+def test_text_has_contrast_enough_in_both_schemes() -> None:
+    """WCAG 2.2 AA: 4.5 to 1 for every colour that text has, on both of the page's grounds."""
+    css = (Path(write_report.__code__.co_filename).parent / "templates" / "report.css").read_text()
+    light, dark = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[:2]
+    for scheme in (light, dark):
+        colours = dict(re.findall(r"--(\w[\w-]*): (#[0-9a-f]{6})", scheme))
+        for text in ("ink", "quiet", "accent", "bad"):
+            for ground in ("paper", "surface"):
+                assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+        assert contrast(colours["bad"], colours["bad-soft"]) >= 4.5
+
+
+def contrast(one: str, other: str) -> float:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_filter_hides_questions_on_which_all_agree(browser: Any, report: Path) -> None:
+    browser.get(report.as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    agreed = browser.find_elements("css selector", ".item.agree")
+    assert agreed
+    assert agreed[0].is_displayed()
+    browser.execute_script("document.getElementById('disagreements').scrollIntoView()")
+    browser.find_element("id", "disagreements").click()
+    assert not agreed[0].is_displayed()
+    assert browser.find_element("css selector", ".item:not(.agree)").is_displayed()
