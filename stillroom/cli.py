@@ -260,7 +260,10 @@ def serve(
     path: Annotated[Path, typer.Argument(help="A run folder or a .gguf file.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
-    context: Annotated[int, typer.Option(help="Context length of a conversation, in tokens.")] = 4096,
+    context: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Context length of a conversation, in tokens. Empty: the run's export.context."),
+    ] = None,
     parallel: Annotated[int, typer.Option(help="Conversations at a time.")] = 4,
     api_key_env: Annotated[
         str, typer.Option(help="Variable with the key that clients must send, if any.")

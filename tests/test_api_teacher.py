@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny import save_tiny, write_jsonl
+from tiny_llama import save_tiny, write_jsonl
 
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress

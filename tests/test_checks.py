@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.checks import compare, equal_text, parse_object, strip_reasoning
@@ -118,6 +118,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=6), json_values, max_size=4))
 def test_every_object_equals_itself_and_no_other(value: dict[str, object]) -> None:
     text = json.dumps(value)

@@ -43,6 +43,7 @@ from stillroom.evaluation.likelihood import likelihood
 from stillroom.evaluation.samples import samples
 from stillroom.evaluation.scoring import judge
 from stillroom.evaluation.training_curves import training_rows
+from stillroom.evaluation.worker import measure
 from stillroom.gguf.export import export
 from stillroom.models.local import LocalModel
 from stillroom.stages import evaluate as stage
@@ -316,6 +317,16 @@ def test_lessons_longer_than_in_training_are_left_out(model: LocalModel) -> None
     assert len(found.tokens) == 1
     with pytest.raises(DataError, match="too long"):
         likelihood(model, None, [lesson(1, "word " * 400)], 100, ignore)
+
+
+def test_a_model_that_only_reads_lessons_has_a_size_but_no_speed(smaller: Path, folder: Path) -> None:
+    held_out = EvaluationTask("held-out", "likelihood", lessons=[lesson(0, "word " * 400), lesson(1)])
+    teacher = ModelSpec("teacher", "local", str(folder))
+    result = measure(Job(ModelSpec("student", "local", str(smaller)), [held_out], SETTINGS, teacher), ignore)
+    assert len(result.likelihoods["held-out"].kl or []) == 1
+    assert result.figures.tokens_per_second is None
+    metrics = {row.metric for row in compare_models([result])}
+    assert {"loss", "kl", "file_bytes", "parameters", "peak_memory_bytes"} <= metrics
 
 
 # Answering

@@ -91,7 +91,7 @@ def all_kept(teacher_logits: Tensor, t: float = 1.0) -> SparseTargets:
 def top_k(teacher_logits: Tensor, k: int) -> SparseTargets:
     tokens = teacher_logits.shape[0]
     p, ids = teacher_logits.double().softmax(-1).topk(k)
-    tail = 1 - p.sum(-1)
+    tail = (1 - p.sum(-1)).clamp(min=0)
     entropy = torch.special.entr(p).sum(-1) + torch.special.entr(tail)
     return SparseTargets(
         ids.flatten(),

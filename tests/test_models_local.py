@@ -71,7 +71,7 @@ def test_draws_depend_on_the_request_and_not_on_its_batch(
 
 
 def test_another_key_sample_or_seed_draws_another_answer(model: LocalModel) -> None:
-    message = [{"role": "user", "content": "Once upon a time"}]
+    message = [{"role": "user", "content": "Tom"}]
     asked = [Request("a", message), Request("b", message), Request("a", message, sample=1)]
     texts = [reply.text for _, reply in model.answer(asked, DRAWN)]
     texts += [
@@ -95,8 +95,9 @@ def test_an_end_of_turn_stops_the_answer_and_is_among_its_tokens(model: LocalMod
     stopping = LocalModel(folder, batch_size=4)
     period = stopping.renderer.tokenizer.convert_tokens_to_ids(".")
     stopping.renderer.eos_ids = frozenset({period})
-    free = answers(model, requests(), GREEDY)
-    for key, reply in answers(stopping, requests(), GREEDY).items():
+    long = Sampling(max_new_tokens=60)
+    free = answers(model, requests(), long)
+    for key, reply in answers(stopping, requests(), long).items():
         assert reply.finish == "stop"
         assert reply.token_ids is not None
         assert reply.token_ids[-1] == period

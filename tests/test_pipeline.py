@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import save_tiny, write_jsonl
+from tiny_llama import save_tiny, write_jsonl
 
 from stillroom.contracts.errors import StillroomError
 from stillroom.contracts.loading import build_recipe

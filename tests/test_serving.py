@@ -537,16 +537,11 @@ def test_a_model_server_that_dies_is_started_again_and_the_reader_is_told(gguf: 
         assert served.errors == []
 
 
-needs_own_group = pytest.mark.xfail(
-    reason="LlamaServer's child must be in a process group of its own (Popen's process_group=0)", strict=False
-)
-
-
 @pytest.mark.parametrize(
     "whole_group",
     [
         pytest.param(False, id="the process alone"),
-        pytest.param(True, id="Ctrl-C in a terminal", marks=needs_own_group),
+        pytest.param(True, id="Ctrl-C in a terminal"),
     ],
 )
 def test_stopping_lets_a_running_answer_end_and_leaves_nothing_behind(gguf: Path, whole_group: bool) -> None:

@@ -223,6 +223,13 @@ def test_every_token_kept_gives_the_distribution_itself() -> None:
     torch.testing.assert_close(mean, logits.softmax(-1), rtol=0, atol=3e-3)
 
 
+def test_a_bucket_over_no_token_at_all_is_empty() -> None:
+    logits = torch.randn(3000, 5, generator=torch.Generator().manual_seed(0)) * 3
+    got = capture(logits, keys=torch.arange(3000), budget=64, kind="top-k")
+    assert (got.tail_mass == 0).all()
+    assert sparse_forward_kl(logits, got).isfinite().all()
+
+
 def test_logits_that_are_no_distribution_are_refused() -> None:
     for bad in (math.nan, -math.inf, math.inf):
         with pytest.raises(ValueError, match="no distribution"):

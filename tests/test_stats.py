@@ -24,6 +24,7 @@ from stillroom.stats import (
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
+@settings(deadline=None)
 @given(counts)
 def test_wilson_equals_scipys(pair: tuple[int, int]) -> None:
     successes, n = pair
@@ -33,6 +34,7 @@ def test_wilson_equals_scipys(pair: tuple[int, int]) -> None:
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 300))
 def test_mcnemar_equals_the_binomial_test(b: int, c: int) -> None:
     expected = scipy_stats.binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
@@ -137,7 +139,7 @@ def test_calibration_error_equals_a_loop_over_equal_bins() -> None:
     assert expected_calibration_error(confidence, correct, bins=15) == pytest.approx(expected)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), st.booleans()), min_size=1, max_size=60),
     st.randoms(),

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tiny_llama import save_tiny, tiny_llama, train_tokenizer
 from torch.nn import functional as F
 
 from stillroom.contracts.errors import ModelError
@@ -24,7 +24,7 @@ from stillroom.training.trainer import last_whole_checkpoint
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tiny_tokenizer()
+    return train_tokenizer(320)
 
 
 @pytest.fixture(scope="module")

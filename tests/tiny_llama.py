@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ def train_tokenizer(
     *,
     ignore_merges: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with ChatML's special tokens, trained on the text of this repository's own tests."""
+    """Byte-level BPE with ChatML's special tokens, trained on the text of the licence."""
     backend = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     backend.pre_tokenizer = pre_tokenizer or pre_tokenizers.Sequence(
         [
@@ -40,8 +41,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("test_*.py"))]
-    backend.train_from_iterator(texts, trainer)
+    backend.train([str(Path(__file__).parents[1] / "LICENSE")], trainer)
     backend.add_tokens(
         [AddedToken(text, special=False, normalized=False) for text in ("<think>", "</think>")]
     )
@@ -84,3 +84,40 @@ def save_model(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def tiny_llama(
+    tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, layers: int = 3, hidden: int = 64
+) -> LlamaForCausalLM:
+    """A Llama small enough to train in a test: grouped heads, random weights, no padding of the head."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def save_tiny(folder: Path, *, seed: int = 0, layers: int = 3, hidden: int = 64) -> Path:
+    """A whole folder of a `tiny_llama`."""
+    tokenizer = train_tokenizer(320)
+    tiny_llama(tokenizer, seed=seed, layers=layers, hidden=hidden).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_jsonl(path: Path, lines: list[dict]) -> Path:
+    """Lines as a JSONL file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path

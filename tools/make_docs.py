@@ -1,7 +1,7 @@
 """Write what the documentation takes from the code: docs/recipe.md, docs/recipe.schema.json and docs/cli.md.
 
-    python tools/make_docs.py           # write them
-    python tools/make_docs.py --check   # say whether they are up to date; exit code 1 if not
+python tools/make_docs.py           # write them
+python tools/make_docs.py --check   # say whether they are up to date; exit code 1 if not
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def recipe_page() -> str:
         lines += ["", f"## {path or 'Top level'}", "", (model.__doc__ or "").strip(), ""]
         lines += ["| key | default | what it does |", "|---|---|---|"]
         for name, field in model.model_fields.items():
-            default = "required" if field.is_required() else shown(field.get_default(call_default_factory=True))
+            default = (
+                "required" if field.is_required() else shown(field.get_default(call_default_factory=True))
+            )
             description = (field.description or "").replace("|", "\\|")
             lines.append(f"| `{name}` | {default} | {choices(field.annotation)}{description} |")
     return "\n".join(lines) + "\n"
@@ -72,7 +74,9 @@ def shown(default: Any) -> str:
 
 def cli_page() -> str:
     """The help of every command."""
-    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    names = [
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    ]
     runner = CliRunner()
     lines = ["# Commands", "", "What `--help` says; this page is made from it by `make docs`."]
     for name in [None, *names]:
@@ -91,7 +95,9 @@ def pages() -> dict[str, str]:
 
 def main() -> None:
     """Write the pages, or compare them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     stale = []
     check = parser.parse_args().check

@@ -61,7 +61,7 @@ def compare(answer_text: str, reference_text: str) -> JsonVerdict:
         return JsonVerdict(valid=False, exact=False, fields=dict.fromkeys(wanted, False))
     fields = {key: key in given and same(given[key], value) for key, value in wanted.items()}
     return JsonVerdict(
-        valid=True, exact=all(fields.values()), fields=fields
+        valid=True, exact=all(fields.values()) and given.keys() == wanted.keys(), fields=fields
     )
 
 

@@ -23,13 +23,13 @@ def storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFault(
                 f"the disk is full while writing {path}",
                 got=error.strerror,
                 do="free some space and run the same command again: it goes on where it stopped",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR):
             raise StorageFault(
                 f"{path} cannot be written",
                 got=error.strerror,
@@ -50,15 +50,26 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            _sync_folder(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
 
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; file systems that cannot sync a folder do without."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing."""
     with whole_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(_encode(content) if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,7 +132,7 @@ def whole_lines(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     with whole_file(path) as file:
 
         def write(line: dict[str, Any]) -> None:
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.write(_encode(json.dumps(line, ensure_ascii=False) + "\n"))
 
         yield write
 

@@ -43,7 +43,7 @@ class Teacher(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Number format of a local teacher; `auto` is bfloat16 on a GPU and float32 on a CPU.",
+        description="Number format of a local teacher; `auto` is bfloat16 where the hardware is quick at it, else float32.",
     )
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model. Off unless you say so."
@@ -171,9 +171,6 @@ class Loss(Section):
 class Distil(Section):
     """How the student trains."""
 
-    mode: Literal["offline"] = Field(
-        "offline", description="`offline`: from the lesson book over the teacher's answers."
-    )
     loss: Loss = Field(default_factory=Loss, description="The weights of the loss's terms.")
     temperature: float = Field(
         1.0,

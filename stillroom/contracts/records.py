@@ -8,8 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Message: TypeAlias = dict[str, Any]
 """One chat turn: {"role": "system" | "user" | "assistant", "content": str}."""
@@ -170,6 +173,10 @@ def to_line(record: Any) -> dict[str, Any]:
     return {key: value for key, value in line.items() if value is not None and value != {}}
 
 
-def from_line(kind: type, line: dict[str, Any]) -> Any:
+R = TypeVar("R", bound="DataclassInstance")
+
+
+def from_line(kind: type[R], line: dict[str, Any]) -> R:
     """The record of a JSON line; keys that the record does not have are ignored, so old runs stay readable."""
-    return kind(**{key: value for key, value in line.items() if key in kind.__dataclass_fields__})
+    known = {item.name for item in fields(kind)}
+    return kind(**{key: value for key, value in line.items() if key in known})

@@ -74,6 +74,8 @@ class LlamaServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            # A group of its own, so that Ctrl-C in a terminal lets running answers end.
+            process_group=0,
             # -m finds this package wherever the parent found it.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )

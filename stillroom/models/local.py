@@ -15,6 +15,7 @@ from transformers.utils import logging
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.records import Reply, Request, Sampling
 from stillroom.models.decoding import decode
+from stillroom.models.hardware import bfloat16_is_quick
 from stillroom.models.rendering import Rendered, Renderer
 from stillroom.models.rows import Row, answer_rows
 
@@ -29,7 +30,7 @@ class LocalModel:
 
     Args:
         reference: the folder or hub id.
-        dtype: number format of the weights; `auto` is bfloat16 on a GPU and float32 on a CPU.
+        dtype: number format of the weights; `auto` is bfloat16 where the hardware is quick at it, else float32.
         device: where the model lies; default every GPU there is, else the CPU.
         batch_size: rows generated or scored at once.
         trust_remote_code: run Python code that comes with the model.
@@ -53,7 +54,7 @@ class LocalModel:
         self.batch_size = batch_size
         place = device or ("auto" if torch.cuda.is_available() else "cpu")
         if dtype == "auto":
-            dtype = "float32" if place == "cpu" else "bfloat16"
+            dtype = "bfloat16" if bfloat16_is_quick() else "float32"
         self.model = _load(self.name, getattr(torch, dtype), place, trust_remote_code)
         self.renderer = renderer or Renderer.load(reference, trust_remote_code=trust_remote_code)
         self.vocab_size: int = self.model.get_output_embeddings().weight.shape[0]

@@ -6,7 +6,7 @@ Today: parameters, memory of training, size of the book, disk. Minutes and money
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def plan_lines(run: Run) -> Iterator[str]:
     if answers < 500:
         yield f"  warning: {answers} lessons: under 500 a student memorises examples rather than learns the task"
     steps = recipe.distil.steps or round(recipe.distil.epochs * answers / recipe.distil.batch_size)
-    yield f"steps          {steps:,} of {recipe.distil.batch_size} lessons, and as many for each of {_listed(recipe.baselines)}"
+    yield f"steps          {steps:,} of {recipe.distil.batch_size} lessons; as many for each of {_listed(recipe.baselines)}"
     yield f"files          {_listed(['F16', *recipe.quantise])}"
     yield f"this machine   {cores()} cores, {size(memory_bytes())} of memory, {size(shutil.disk_usage('.').free)} of disk"
 
@@ -81,5 +81,5 @@ def _shapes(run: Run) -> tuple[Shape | None, Shape | None]:
     return teacher, student
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(names)) or "no baseline"

@@ -198,12 +198,16 @@ class _TopK:
 
     def __call__(self, log_p: Tensor, keys: Tensor, temperature: float) -> Signals:
         top, ids = log_p.topk(self.k, sorted=True)
-        return _bucketed(top.double().exp(), ids, keys, temperature)
+        probs = top.double().exp()
+        if self.k == log_p.shape[1]:
+            probs /= probs.sum(-1, keepdim=True)  # no token is left to hold what fp32 rounded away
+        return _bucketed(probs, ids, keys, temperature)
 
 
 def _bucketed(probs: Tensor, ids: Tensor, keys: Tensor, temperature: float) -> Signals:
     """Signals of `[tokens, k]` probabilities in falling order; what they leave is the bucket."""
     tail = (1 - probs.sum(-1)).clamp(min=0)
+    tail = torch.where(tail < 1e-12, 0.0, tail)
     columns = torch.arange(probs.shape[1], device=probs.device)
     present = probs > 0
     codes = round_weights(probs, uniform(keys[:, None], 2 + columns)) * (columns > 0)

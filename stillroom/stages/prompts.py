@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_lines, write_lines
@@ -56,7 +56,7 @@ def run(context: StageContext) -> dict[str, Any]:
     return {"prompts": total, **counts}
 
 
-def _split(key: str, tune: float, seed: int) -> str:
+def _split(key: str, tune: float, seed: int) -> Literal["train", "tune"]:
     """A question's split depends on its text and the seed only, so that adding questions moves none."""
     draw = int(content_key(key, seed)[:12], 16) / 16**12
     return "tune" if draw < tune else "train"

@@ -34,6 +34,7 @@ def run(context: StageContext) -> dict[str, Any]:
     """
     recipe, base = context.recipe, context.run.base
     tokenizer = student_source(recipe, base)
+    renderer = Renderer.load(tokenizer, trust_remote_code=recipe.student.trust_remote_code)
     teacher = open_teacher(
         recipe.teacher,
         base,
@@ -55,7 +56,7 @@ def run(context: StageContext) -> dict[str, Any]:
                     recipe,
                     good,
                     teacher,
-                    Renderer.load(tokenizer),
+                    renderer,
                     context.progress,
                 )
     finally:

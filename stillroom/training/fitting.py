@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from stillroom.contracts.files import storage
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Distil
+from stillroom.models.hardware import bfloat16_is_quick
 from stillroom.training.batches import RowSource, StepPlan, TrainingRow
 from stillroom.training.objective import Objective
 from stillroom.training.trainer import (
@@ -22,7 +23,6 @@ from stillroom.training.trainer import (
     MetricsFile,
     ProgressCallback,
     WholeCheckpoints,
-    bfloat16_is_quick,
     last_whole_checkpoint,
 )
 
@@ -81,6 +81,7 @@ def fit(
         metrics.parent.mkdir(parents=True, exist_ok=True)
         found = last_whole_checkpoint(checkpoints)
         transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()  # the meter shows progress
         with progress.meter(label, steps, "steps", done=found[1] if found else 0) as meter:
             trainer = DistillationTrainer(
                 student,
@@ -91,6 +92,7 @@ def fit(
                 validation=validation,
                 callbacks=[MetricsFile(metrics), WholeCheckpoints(), ProgressCallback(meter)],
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     objective.detach(student)
     return {"steps": steps, "lessons seen": steps * settings.batch_size, **_last(metrics)}

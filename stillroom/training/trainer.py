@@ -185,13 +185,3 @@ def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
         return None
     step, path = max(whole)
     return path, step
-
-
-def bfloat16_is_quick(device: torch.device | None = None) -> bool:
-    """Whether bfloat16 arithmetic pays: GPUs since Ampere, CPUs with AMX or AVX-512 BF16."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.backends.mps.is_available():
-        return False
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
