@@ -160,7 +160,8 @@ def _show_results(found: Run) -> None:
 
     from stillroom.report.console import results_table
 
-    console = Console()
+    # Where no terminal says how wide it is, the table gets what it needs.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     if (table := results_table(found)) is not None:
         console.print(table)
     console.print(f"report: {found.path / 'report.html'}", highlight=False, soft_wrap=True)

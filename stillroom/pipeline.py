@@ -109,7 +109,13 @@ STAGES = (
     Stage("prompts", _prompts),
     Stage("teach", _teach, reads=("prompts",), keeps=("answers.jsonl", "signals")),
     Stage("filter", _filter, reads=("prompts", "teach")),
-    Stage("distil", _distil, reads=("prompts", "teach", "filter")),
+    # Each trained model has a mark of its own, which the stage compares.
+    Stage(
+        "distil",
+        _distil,
+        reads=("prompts", "teach", "filter"),
+        keeps=("trained.json", "student", "metrics.jsonl", "training.json", "baselines", "checkpoints"),
+    ),
     Stage("quantise", _quantise, reads=("distil",)),
     Stage("evaluate", _evaluate, reads=("filter", "distil", "quantise"), keeps=("models",)),
     Stage("export", _export, reads=("quantise", "evaluate")),

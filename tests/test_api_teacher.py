@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from tiny_llama import save_tiny, write_jsonl
+from tiny_llama import write_jsonl
 
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.runfolder import Run
 from stillroom.gguf import export
+from stillroom.lessons.tickets import tickets
 from stillroom.models.llama_cpp_server import LlamaServer
+from stillroom.models.references import resolve_model
 from stillroom.pipeline import run_pipeline
 from stillroom.signals import Book
 
+TEACHER = resolve_model("embedded:tickets-teacher", Path("."))
 KEY = "sk-planted-secret-0123456789"
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A job folder and its teacher's server."""
+    """A job folder and its teacher's server: the embedded teacher, as a GGUF file."""
     folder = tmp_path_factory.mktemp("served")
-    save_tiny(folder / "teacher", seed=1, hidden=256, layers=2)
-    export(folder / "teacher", folder / "teacher.gguf", "F16")
-    questions = [{"prompt": f"the red a costs {n} pounds"} for n in range(24)]
-    write_jsonl(folder / "questions.jsonl", questions)
-    write_jsonl(
-        folder / "items.jsonl",
-        [{"prompt": "the b?", "reference": "1"}, {"prompt": "the a?", "reference": "2"}],
-    )
-    with LlamaServer(folder / "teacher.gguf", n_ctx=128, parallel=2, alias="tiny") as server:
+    export(TEACHER, folder / "teacher.gguf", "F16")
+    write_jsonl(folder / "questions.jsonl", [{"prompt": ticket.message} for ticket in tickets(24, 5)])
+    items = [{"prompt": ticket.message, "reference": ticket.reference} for ticket in tickets(4, 6)]
+    write_jsonl(folder / "items.jsonl", items)
+    with LlamaServer(folder / "teacher.gguf", n_ctx=256, parallel=2, threads=1, alias="tiny") as server:
         yield folder, server.url
 
 
@@ -42,13 +42,13 @@ def test_the_recipe_learns_from_what_the_endpoint_says_and_how_sure_it_was(serve
         {
             "name": "api",
             "teacher": {"api": "openai", "model": "tiny"},
-            "student": {"prune": {"layers": 1, "keep": "first", "source": "teacher"}},
+            "student": {"prune": {"layers": 1, "keep": "first", "source": "embedded:tickets-teacher"}},
             "prompts": [{"file": "questions.jsonl"}],
             "splits": {"tune": 0.1},
-            "teach": {"max_new_tokens": 10, "concurrency": 2, "signal": {"kind": "top-k"}},
-            "filter": {"truncated": "keep"},
+            "teach": {"max_new_tokens": 96, "concurrency": 2, "signal": {"kind": "top-k"}},
+            "filter": {"verify": "json"},
             "distil": {"steps": 4, "batch_size": 8},
-            "evaluate": {"max_new_tokens": 8, "tasks": [{"file": "items.jsonl", "score": "exact"}]},
+            "evaluate": {"max_new_tokens": 96, "tasks": [{"file": "items.jsonl", "score": "json"}]},
         }
     )
     run = Run(tmp_path / "api", recipe, folder)
@@ -61,15 +61,14 @@ def test_the_recipe_learns_from_what_the_endpoint_says_and_how_sure_it_was(serve
     assert all(len(options) == 20 for answer in answers for options in answer["alternatives"])
     book = Book.open(run.path / "teach/signals")
     assert book.header.kind == "top-k"
-    # A random teacher writes half characters, which an API cannot name; most answers must still line up.
-    assert len(book) >= 1
+    assert len(book) >= 20  # an answer whose tokens are not the tokenizer's own choice does not line up
     rows = json.loads((run.path / "evaluate/results.json").read_text())
     assert {"teacher", "student", "student-Q4_K_M"} <= {row["model"] for row in rows}
     secrets = [path for path in run.path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert secrets == []
 
 
-def test_signals_from_an_endpoint_are_the_teachers_own_probabilities(served, tmp_path, monkeypatch):
+def test_signals_from_an_endpoint_are_the_teachers_own_probabilities(served):
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -79,12 +78,13 @@ def test_signals_from_an_endpoint_are_the_teachers_own_probabilities(served, tmp
     from stillroom.models.api import ApiModel
     from stillroom.models.rendering import Renderer
 
-    folder, url = served
-    renderer = Renderer.load(folder / "teacher")
-    teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
-    requests = [Request(f"{n:032x}", [{"role": "user", "content": f"the blue b {n}"}]) for n in range(24)]
+    _, url = served
+    renderer = Renderer.load(TEACHER)
+    teacher = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32)
+    messages = [[{"role": "user", "content": ticket.message}] for ticket in tickets(8, 7)]
+    requests = [Request(f"{n:032x}", message) for n, message in enumerate(messages)]
     model = ApiModel(f"{url}/v1", "tiny", concurrency=2)
-    sampling = Sampling(temperature=1.0, max_new_tokens=6, top_logprobs=20)
+    sampling = Sampling(temperature=1.0, max_new_tokens=96, top_logprobs=20)
     compared = 0
     for request, reply in model.answer(requests, sampling):
         answer = answer_of(request, reply)

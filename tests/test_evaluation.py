@@ -73,7 +73,7 @@ def smaller(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Iterator[LocalModel]:
-    model = LocalModel(folder, batch_size=4)
+    model = LocalModel(folder, batch_size=4, dtype="float32")
     yield model
     model.close()
 
@@ -294,7 +294,10 @@ def test_loss_is_transformers_own_and_a_lesson_is_not_padded_by_its_neighbours(m
 
 
 def test_kl_is_that_of_the_dense_distributions_and_zero_to_itself(model: LocalModel, smaller: Path) -> None:
-    student, lessons = LocalModel(smaller, batch_size=3), [lesson(i, "word " * 90) for i in range(4)]
+    student, lessons = (
+        LocalModel(smaller, batch_size=3, dtype="float32"),
+        [lesson(i, "word " * 90) for i in range(4)],
+    )
     ours = likelihood(student, model, lessons, 500, ignore)
     assert ours.kl is not None
     rows = [student.renderer.lesson(item.messages) for item in lessons]
@@ -308,7 +311,9 @@ def test_kl_is_that_of_the_dense_distributions_and_zero_to_itself(model: LocalMo
 
 
 def test_without_a_common_tokenizer_there_is_a_loss_but_no_kl(model: LocalModel, tmp_path: Path) -> None:
-    stranger = LocalModel(save_model(tmp_path / "m", train_tokenizer(500), num_hidden_layers=1))
+    stranger = LocalModel(
+        save_model(tmp_path / "m", train_tokenizer(500), num_hidden_layers=1), dtype="float32"
+    )
     assert likelihood(stranger, model, [lesson(0)], 500, ignore).kl is None
 
 
@@ -390,7 +395,7 @@ def test_a_failed_request_is_no_wrong_answer_of_an_api(model: LocalModel) -> Non
 def test_a_model_is_measured_in_a_process_of_its_own(folder: Path, task: EvaluationTask) -> None:
     ballast = torch.ones(80_000_000)  # 320 MB of this process, which are not the model's
     held_out = EvaluationTask("held-out", "likelihood", lessons=[lesson(i) for i in range(3)])
-    spec, progress = ModelSpec("teacher", "local", str(folder)), Counting()
+    spec, progress = ModelSpec("teacher", "local", str(folder), dtype="float32"), Counting()
     results = evaluate([spec], [task, held_out], settings=SETTINGS, teacher="teacher", progress=progress)
     (result,) = results.models
     assert [v.correct for v in result.verdicts["words"]] == [True] * 6 + [False] * 4
@@ -399,7 +404,7 @@ def test_a_model_is_measured_in_a_process_of_its_own(folder: Path, task: Evaluat
     figures = result.figures
     weights = (folder / "model.safetensors").stat().st_size
     assert figures.file_bytes == weights
-    assert figures.parameters == LocalModel(folder).parameters
+    assert figures.parameters == LocalModel(folder, dtype="float32").parameters
     assert figures.peak_memory_bytes is not None
     assert figures.libraries_memory_bytes is not None
     own = figures.peak_memory_bytes - figures.libraries_memory_bytes
@@ -450,7 +455,7 @@ def make_run(path: Path, folder: Path, smaller: Path, task: EvaluationTask, **re
     write_lines(base / "eval.jsonl", [{"messages": i.messages, "reference": i.reference} for i in task.items])
     tree = {
         "name": "tiny",
-        "teacher": {"model": str(folder)},
+        "teacher": {"model": str(folder), "dtype": "float32"},
         "student": {"model": str(smaller)},
         "prompts": [{"file": "x.jsonl"}],
         "quantise": ["F16"],

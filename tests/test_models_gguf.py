@@ -55,7 +55,7 @@ def answers(model: GgufModel | LocalModel, asked: list[Request], sampling: Sampl
 
 
 def test_greedy_answers_are_those_of_the_transformers_model(model: GgufModel, folder: Path) -> None:
-    theirs = answers(LocalModel(folder), requests(), Sampling(max_new_tokens=12))
+    theirs = answers(LocalModel(folder, dtype="float32"), requests(), Sampling(max_new_tokens=12))
     for key, reply in answers(model, requests(), Sampling(max_new_tokens=12)).items():
         assert (reply.text, reply.token_ids, reply.finish) == (
             theirs[key].text,
@@ -73,7 +73,10 @@ def test_draws_depend_on_the_request_and_not_on_its_batch(model: GgufModel) -> N
 
 
 def test_both_engines_draw_the_same_tokens_for_the_same_keys(model: GgufModel, folder: Path) -> None:
-    ours, theirs = answers(model, requests(), DRAWN), answers(LocalModel(folder), requests(), DRAWN)
+    ours, theirs = (
+        answers(model, requests(), DRAWN),
+        answers(LocalModel(folder, dtype="float32"), requests(), DRAWN),
+    )
     same = sum(ours[key].token_ids == theirs[key].token_ids for key in ours)
     # The float16 cache moves logits by 1e-3, so that now and then a draw falls on the other side.
     assert same >= 8
@@ -86,7 +89,7 @@ def test_logits_are_those_of_the_transformers_model_in_order(model: GgufModel, f
         for b in STARTS
     ]
     rows = [model.renderer.lesson(messages) for messages in turns]
-    pairs = zip(rows, model.logits(iter(rows)), LocalModel(folder).logits(rows), strict=True)
+    pairs = zip(rows, model.logits(iter(rows)), LocalModel(folder, dtype="float32").logits(rows), strict=True)
     for row, ours, theirs in pairs:
         assert ours.shape == (row.selected, model.vocab_size)
         assert ours.dtype == torch.float32

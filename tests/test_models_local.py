@@ -34,7 +34,7 @@ def folder(shared_data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> LocalModel:
-    return LocalModel(folder, batch_size=4)
+    return LocalModel(folder, batch_size=4, dtype="float32")
 
 
 def requests(count: int = 9) -> list[Request]:
@@ -64,7 +64,7 @@ def test_draws_depend_on_the_request_and_not_on_its_batch(
 ) -> None:
     together = answers(model, requests(), sampling)
     backwards = answers(model, requests()[::-1], sampling)
-    alone = answers(LocalModel(folder, batch_size=1), requests(), sampling)
+    alone = answers(LocalModel(folder, batch_size=1, dtype="float32"), requests(), sampling)
     for key, reply in together.items():
         assert reply.token_ids == backwards[key].token_ids == alone[key].token_ids
         assert reply.logprobs == pytest.approx(alone[key].logprobs, abs=1e-4)
@@ -92,7 +92,7 @@ def test_a_replys_logprobs_are_those_of_its_logits(model: LocalModel) -> None:
 
 
 def test_an_end_of_turn_stops_the_answer_and_is_among_its_tokens(model: LocalModel, folder: Path) -> None:
-    stopping = LocalModel(folder, batch_size=4)
+    stopping = LocalModel(folder, batch_size=4, dtype="float32")
     period = stopping.renderer.tokenizer.convert_tokens_to_ids(".")
     stopping.renderer.eos_ids = frozenset({period})
     long = Sampling(max_new_tokens=60)
@@ -168,7 +168,7 @@ def test_a_sliding_window_model_answers_as_transformers_does(folder: Path, tmp_p
         max_position_embeddings=128,
     )
     tiny = save_beside(MistralForCausalLM(config), folder, tmp_path)
-    model = LocalModel(tiny, batch_size=3)
+    model = LocalModel(tiny, batch_size=3, dtype="float32")
     for request, reply in model.answer(requests(), GREEDY):
         prompt = torch.tensor([model.renderer.prompt_ids(request.messages)])
         theirs = model.model.generate(prompt, do_sample=False, max_new_tokens=12, pad_token_id=0)
@@ -179,7 +179,7 @@ def test_a_padded_head_is_never_drawn_from(folder: Path, tmp_path: Path) -> None
     config = LlamaConfig(
         vocab_size=1024, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    model = LocalModel(save_beside(LlamaForCausalLM(config), folder, tmp_path))
+    model = LocalModel(save_beside(LlamaForCausalLM(config), folder, tmp_path), dtype="float32")
     assert model.vocab_size == 1024
     drawn = [token for _, reply in model.answer(requests(), DRAWN) for token in reply.token_ids or []]
     assert max(drawn) < 512

@@ -22,17 +22,19 @@ def storage(path: Path) -> Iterator[None]:
     """Turn a full disk or a forbidden write into a StorageFault that names the path."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # Libraries that write in native code report a full disk in errors of their own.
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left on device" in str(error):
             raise StorageFault(
                 f"the disk is full while writing {path}",
-                got=error.strerror,
+                got=str(error),
                 do="free some space and run the same command again: it goes on where it stopped",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR):
             raise StorageFault(
                 f"{path} cannot be written",
-                got=error.strerror,
+                got=str(error),
                 do="choose a folder that you may write to with --runs",
             ) from error
         raise

@@ -9,10 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 Message: TypeAlias = dict[str, Any]
 """One chat turn: {"role": "system" | "user" | "assistant", "content": str}."""
@@ -173,10 +170,10 @@ def to_line(record: Any) -> dict[str, Any]:
     return {key: value for key, value in line.items() if value is not None and value != {}}
 
 
-R = TypeVar("R", bound="DataclassInstance")
+R = TypeVar("R")
 
 
 def from_line(kind: type[R], line: dict[str, Any]) -> R:
     """The record of a JSON line; keys that the record does not have are ignored, so old runs stay readable."""
-    known = {item.name for item in fields(kind)}
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]  # every record is a dataclass
     return kind(**{key: value for key, value in line.items() if key in known})

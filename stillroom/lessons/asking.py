@@ -45,7 +45,7 @@ def requests_of(recipe: Recipe, teacher: str, prompts: Iterable[Prompt]) -> Iter
     """
     sampling = vars(sampling_of(recipe))
     for prompt in prompts:
-        messages = _with_system(prompt.messages, recipe.teach.system)
+        messages = with_system(prompt.messages, recipe.teach.system)
         for sample in range(recipe.teach.samples):
             key = content_key(teacher, recipe.teacher.model, messages, sampling, sample)
             yield Request(key, messages, sample, prompt.id)
@@ -58,7 +58,8 @@ def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield window
 
 
-def _with_system(messages: list[Message], system: str | None) -> list[Message]:
+def with_system(messages: list[Message], system: str | None) -> list[Message]:
+    """The conversation with the recipe's system prompt before it, unless it has one of its own."""
     if system is None or messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": system}, *messages]

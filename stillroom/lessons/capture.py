@@ -144,7 +144,8 @@ def _aligned(answer: Answer, row: Rendered, renderer: Renderer) -> Signals | Non
     """The API's alternatives as signals over the lesson's own tokens, or None where the two do not match.
 
     An API lists tokens as text. Position by position the listed texts are looked up in the student's vocabulary; a
-    text that is no token of it joins the bucket. The end-of-turn token, which APIs do not list, is taken as drawn once.
+    text that is no token of it joins the bucket. The end of the turn is listed as an empty text by some (llama.cpp)
+    and not at all by others; then it is taken as the one draw that it was.
     """
     if answer.alternatives is None:
         return None
@@ -157,14 +158,19 @@ def _aligned(answer: Answer, row: Rendered, renderer: Renderer) -> Signals | Non
     ids = torch.zeros(len(learned), width, dtype=torch.int64)
     logprobs = torch.full((len(learned), width), -torch.inf)
     for place, token in enumerate(learned):
-        options = listed[place] if place < len(listed) else []
-        known = {texts[text]: value for text, value in options if text in texts}
+        ending = {"": token} if token in renderer.eos_ids else {}
+        options = [(texts.get(text, ending.get(text)), value) for text, value in _at(listed, place)]
+        known = {number: value for number, value in options if number is not None}
         if options and token not in known:
             return None  # the API cut the text into other tokens than this tokenizer does
         pairs = list(known.items()) or [(token, 0.0)]
         ids[place] = _distinct_padding(pairs, width)
         logprobs[place, : len(pairs)] = torch.tensor([value for _, value in pairs])
     return from_top_logprobs(ids, logprobs)
+
+
+def _at(listed: list[list[tuple[str, float]]], place: int) -> list[tuple[str, float]]:
+    return listed[place] if place < len(listed) else []
 
 
 @lru_cache(maxsize=1)

@@ -37,7 +37,8 @@ def results_table(run: Run) -> Table | None:
         return None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in found.columns:
-        table.add_column(Text(column), justify="left" if column == "model" else "right", overflow="fold")
+        name = column == "model"
+        table.add_column(Text(column), justify="left" if name else "right", overflow="fold", no_wrap=name)
     for row in found.rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

@@ -17,9 +17,9 @@ from typing import Any
 from transformers import AutoConfig
 
 from stillroom.contracts.errors import DataError
-from stillroom.contracts.files import read_lines, write_json
+from stillroom.contracts.files import digest, read_lines, storage, write_json
 from stillroom.contracts.records import Lesson, content_key, from_line
-from stillroom.lessons.asking import read_run_prompts
+from stillroom.lessons.asking import read_run_prompts, with_system
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
 from stillroom.models.rendering import Rendered, Renderer
@@ -89,7 +89,8 @@ class DistilStage:
         for prompt in read_run_prompts(self.context.run.need("prompts")):
             if prompt.reference is not None and prompt.split == "train":
                 turn = {"role": "assistant", "content": prompt.reference}
-                yield self.renderer.lesson([*prompt.messages, turn])
+                asked = with_system(prompt.messages, self.recipe.teach.system)
+                yield self.renderer.lesson([*asked, turn])
 
     def rows(self, lessons: Iterator[Rendered], *, signals: bool) -> RowSource:
         """Rows with the signals of the run's book, or without."""
@@ -112,10 +113,24 @@ class DistilStage:
             manifest = self.context.run.manifest(name)
             inputs[name] = manifest.fingerprint if manifest else ""
         settings = self.recipe.distil.model_dump(mode="json", exclude={"report_to", "loss"})
-        objective = vars(apprentice.objective)
-        return content_key(
-            inputs, settings, objective, self.recipe.student.model_dump(), self.steps, self.recipe.seed
-        )
+        return content_key(inputs, settings, vars(apprentice.objective), self.steps, self.origin())
+
+    def origin(self) -> str:
+        """All that the untrained student depends on."""
+        content = digest(self.source) if isinstance(self.source, Path) else self.source
+        return content_key(content, self.recipe.student.model_dump(mode="json"), self.recipe.seed)
+
+    def untaught(self, folder: Path) -> None:
+        """Write the student before it has learned anything, unless it lies there."""
+        mark = self.origin()
+        if self.trained.get("before") != mark or not (folder / "config.json").is_file():
+            self.save(self.untrained(), folder)
+            self.remember("before", mark)
+
+    def remember(self, name: str, mark: str) -> None:
+        """A model is whole: what it depends on goes into trained.json."""
+        self.trained[name] = mark
+        write_json(self.trained_file, self.trained)
 
     def train(self, apprentice: Apprentice) -> dict[str, Any]:
         """Train one model unless its mark holds; returns its counts."""
@@ -146,8 +161,7 @@ class DistilStage:
         )
         self.save(student, apprentice.folder)
         write_json(counts_file, counts)
-        self.trained[apprentice.name] = mark
-        write_json(self.trained_file, self.trained)
+        self.remember(apprentice.name, mark)
         shutil.rmtree(done)
         del student
         gc.collect()
@@ -155,12 +169,21 @@ class DistilStage:
 
     def save(self, student: Any, folder: Path) -> None:
         """Write a model folder under a temporary name and rename it, so that it is whole or absent."""
+        with storage(folder):
+            self._replace(folder, self._written(student, folder))
+
+    def _written(self, student: Any, folder: Path) -> Path:
         scratch = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(scratch, ignore_errors=True)
         config = AutoConfig.from_pretrained(
             self.source, trust_remote_code=self.recipe.student.trust_remote_code
         )
         save_student(student, self.renderer.tokenizer, scratch, config.dtype)
+        return scratch
+
+    @staticmethod
+    def _replace(folder: Path, scratch: Path) -> None:
+        """Move a written model into place, config.json last: without it no program takes the folder for a model."""
         for item in folder.glob("*") if folder.is_dir() else ():
             if item.name not in ("metrics.jsonl", "training.json"):
                 item.unlink() if item.is_file() else shutil.rmtree(item)
@@ -207,8 +230,7 @@ def run(context: StageContext) -> dict[str, Any]:
 def _baseline(stage: DistilStage, name: str) -> dict[str, Any]:
     folder = stage.context.folder / "baselines" / name
     if name == "before":
-        if not (folder / "config.json").is_file():
-            stage.save(stage.untrained(), folder)
+        stage.untaught(folder)
         return {"steps": 0}
     if name == "labels-only":
         labels = list(stage.labels())
