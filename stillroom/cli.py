@@ -95,7 +95,7 @@ def _run_of(path: Path, sets: list[str] | None, runs: Path) -> Run:
 @app.command(epilog="Example: stillroom init tickets && stillroom run tickets")
 def init(
     name: Annotated[str, typer.Argument(help="The job's name; a folder of this name is made.")],
-    messages: Annotated[int, typer.Option(help="Messages without answers, for the teacher.")] = 4000,
+    messages: Annotated[int, typer.Option(help="Messages without answers, for the teacher.")] = 2700,
     labelled: Annotated[int, typer.Option(help="Messages with their right answers.")] = 300,
     evaluation: Annotated[int, typer.Option(help="Messages kept for the evaluation.")] = 600,
     seed: Annotated[int, typer.Option(help="Seeds the messages.")] = 0,
