@@ -378,7 +378,9 @@ def test_the_filter_hides_questions_on_which_all_agree(browser: Any, report: Pat
     agreed = browser.find_elements("css selector", ".item.agree")
     assert agreed
     assert agreed[0].is_displayed()
-    browser.execute_script("document.getElementById('disagreements').scrollIntoView({behavior: 'instant', block: 'center'})")
+    browser.execute_script(
+        "document.getElementById('disagreements').scrollIntoView({behavior: 'instant', block: 'center'})"
+    )
     browser.find_element("id", "disagreements").click()
     assert not agreed[0].is_displayed()
     assert browser.find_element("css selector", ".item:not(.agree)").is_displayed()
