@@ -385,9 +385,10 @@ def test_a_fault_of_the_caller_comes_through(teacher: ApiModel) -> None:
 
 def test_closing_twice_is_harmless(server: Server) -> None:
     teacher = ApiModel(server.url, "large")
-    ask(teacher, 3)
+    replies = ask(teacher, 3)
     teacher.close()
     teacher.close()
+    assert len(replies) == 3
 
 
 def test_the_throttle_gives_way_once_a_round_and_recovers_slowly() -> None:
