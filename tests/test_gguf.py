@@ -19,11 +19,13 @@ from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from stillroom.contracts.errors import DataError, ModelError, ParityError, StorageFault
+from stillroom.contracts.records import Request, Sampling
 from stillroom.gguf import architectures as architectures_module
 from stillroom.gguf import check_parity, export, parse_modelfile, write_modelfile
 from stillroom.gguf.mixes import plan_mix
 from stillroom.gguf.vocabulary import PRE_TOKENIZERS
 from stillroom.models.llamacpp import LlamaCpp
+from stillroom.models.rows import Row
 from stillroom.quants import dequantise
 
 SHORT = ("Once upon a time, there were 3 cats.\nThey'd go out & play!", "naïve  café\t12345")
@@ -234,8 +236,8 @@ def test_q4_k_m_loads_and_writes_text(folder: Path, tmp_path: Path) -> None:
     assert kinds["blk.0.attn_norm.weight"] == "F32"
     assert not exported.fallbacks
     with LlamaCpp(exported.path, threads=1) as model:
-        (answer,) = model.generate([model.tokenize("Hello")], max_new_tokens=8, stop_ids=())
-    assert len(answer.token_ids) == 8
+        (row,) = model.generate([Row(Request("k", []), model.tokenize("Hello"), 1, 8)], Sampling())
+    assert len(row.ids) == 8
 
 
 def test_narrow_rows_fall_back_and_say_so(stories: Path, tmp_path: Path) -> None:
@@ -245,8 +247,10 @@ def test_narrow_rows_fall_back_and_say_so(stories: Path, tmp_path: Path) -> None
     assert kinds["blk.0.attn_q.weight"] == ("Q4_K", "Q5_0")
     assert kinds["blk.0.ffn_down.weight"] == ("Q4_K", "F16")  # rows of 172 are not whole blocks of 32 either
     with LlamaCpp(exported.path, threads=1) as model:
-        (answer,) = model.generate([model.tokenize("Once upon a time")], max_new_tokens=12)
-        assert "there was" in model.detokenize(answer.token_ids)
+        (row,) = model.generate(
+            [Row(Request("k", []), model.tokenize("Once upon a time"), 1, 12)], Sampling()
+        )
+        assert "there was" in model.detokenize(row.ids)
 
 
 def test_q4_k_m_gives_more_bits_to_the_layers_that_llama_cpp_names() -> None:

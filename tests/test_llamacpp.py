@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,11 @@ from tiny_llama import save_model, train_tokenizer
 from transformers import AutoTokenizer
 
 from stillroom.contracts.errors import DataError, ModelError
+from stillroom.contracts.records import Request, Sampling
 from stillroom.gguf import export
 from stillroom.models.llama_cpp_server import LlamaServer
 from stillroom.models.llamacpp import LlamaCpp
+from stillroom.models.rows import Row
 
 PROMPTS = ["Once upon", "def main():\n    return 1234", "The end.", "a", "Hello, world! " * 9]
 
@@ -43,6 +45,15 @@ def model(file: Path) -> Iterator[LlamaCpp]:
         yield loaded
 
 
+def rows_of(prompts: Sequence[list[int]], limit: int, seed: int = 0) -> list[Row]:
+    sampling = Sampling(seed=seed)
+    requests = [Request(str(index), []) for index in range(len(prompts))]
+    return [
+        Row(request, prompt, request.seed(sampling), limit)
+        for request, prompt in zip(requests, prompts, strict=True)
+    ]
+
+
 @pytest.fixture(scope="module")
 def prompts(model: LlamaCpp) -> list[list[int]]:
     return [model.tokenize(prompt) for prompt in PROMPTS]
@@ -56,7 +67,6 @@ def test_metadata_says_what_the_folder_says(model: LlamaCpp, folder: Path) -> No
     assert model.metadata.bos_id is None
     assert not model.metadata.add_bos
     assert model.metadata.chat_template == tokenizer.chat_template
-    assert model.is_stop(tokenizer.convert_tokens_to_ids("<|im_end|>"))
 
 
 def test_special_tokens_in_a_users_text_can_be_kept_plain(model: LlamaCpp) -> None:
@@ -113,33 +123,29 @@ def test_greedy_answers_are_those_of_stepwise_argmax_at_any_width(
         for _ in range(6):
             ids.append(int(model.logits(ids)[-1].argmax()))
         expected.append(ids[len(prompt) :])
-    answers = sorted(
-        model.generate(prompts, max_new_tokens=6, stop_ids=(), parallel=parallel),
-        key=lambda answer: answer.index,
-    )
-    assert [answer.token_ids for answer in answers] == expected
-    assert {answer.finish_reason for answer in answers} == {"length"}
+    rows = rows_of(prompts, 6)
+    finished = list(model.generate(rows, Sampling(), parallel=parallel))
+    assert [row.ids for row in rows] == expected
+    assert sorted(finished, key=rows.index) == rows
 
 
 def test_logprobs_are_those_of_the_full_distribution_at_temperature_one(
     model: LlamaCpp, prompts: list[list[int]]
 ) -> None:
-    for answer in model.generate(prompts, max_new_tokens=5, temperature=0.7, seed=3, stop_ids=(), parallel=3):
-        prompt = prompts[answer.index]
-        logits = model.logits(prompt + answer.token_ids).astype(np.float64)
+    for row in model.generate(rows_of(prompts, 5, seed=3), Sampling(temperature=0.7), parallel=3):
+        logits = model.logits(row.prompt + row.ids).astype(np.float64)
         logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        rows = np.arange(len(prompt) - 1, len(prompt) + 4)
-        np.testing.assert_allclose(answer.logprobs, logprobs[rows, answer.token_ids], atol=1e-4)
+        places = np.arange(len(row.prompt) - 1, len(row.prompt) + 4)
+        np.testing.assert_allclose(row.logprobs, logprobs[places, row.ids], atol=1e-4)
 
 
 def test_what_is_drawn_depends_on_seed_and_prompt_not_on_the_batch(
     model: LlamaCpp, prompts: list[list[int]]
 ) -> None:
     def draw(seed: int, parallel: int) -> list[list[int]]:
-        answers = model.generate(
-            prompts, max_new_tokens=6, temperature=1.0, seed=seed, stop_ids=(), parallel=parallel
-        )
-        return [answer.token_ids for answer in sorted(answers, key=lambda answer: answer.index)]
+        rows = rows_of(prompts, 6, seed)
+        assert len(list(model.generate(rows, Sampling(temperature=1.0), parallel=parallel))) == len(rows)
+        return [row.ids for row in rows]
 
     assert draw(1, 1) == draw(1, 4)
     assert draw(1, 4) != draw(2, 4)
@@ -150,35 +156,34 @@ def test_drawn_tokens_follow_the_model(model: LlamaCpp) -> None:
     logits = model.logits(prompt)[-1].astype(np.float64) / 0.5
     probability = np.exp(logits - logits.max())
     probability /= probability.sum()
-    answers = model.generate([prompt] * 400, max_new_tokens=1, temperature=0.5, stop_ids=(), parallel=64)
-    counts = np.bincount([answer.token_ids[0] for answer in answers], minlength=640)
+    answers = model.generate(rows_of([prompt] * 400, 1), Sampling(temperature=0.5), parallel=64)
+    counts = np.bincount([row.ids[0] for row in answers], minlength=640)
     top = probability.argmax()
     spread = np.sqrt(400 * probability[top] * (1 - probability[top]))
     assert abs(counts[top] - 400 * probability[top]) < 5 * spread
 
 
 def test_a_stop_token_ends_the_answer_and_is_in_it(model: LlamaCpp, prompts: list[list[int]]) -> None:
-    (first,) = model.generate(prompts[:1], max_new_tokens=5, stop_ids=())
-    stop = first.token_ids[2]
-    (stopped,) = model.generate(prompts[:1], max_new_tokens=5, stop_ids=[stop])
-    assert stopped.token_ids == first.token_ids[: first.token_ids.index(stop) + 1]
-    assert stopped.finish_reason == "stop"
+    (first,) = model.generate(rows_of(prompts[:1], 5), Sampling())
+    stop = first.ids[2]
+    (stopped,) = model.generate(rows_of(prompts[:1], 5), Sampling(), eos_ids={stop})
+    assert stopped.ids == first.ids[: first.ids.index(stop) + 1]
 
 
-def test_a_full_context_ends_the_answer(file: Path) -> None:
+def test_what_does_not_fit_the_context_is_refused(file: Path) -> None:
     with LlamaCpp(file, threads=1, n_ctx=20) as short:
-        (answer,) = short.generate([list(range(10, 25))], max_new_tokens=100, stop_ids=())
-        assert answer.finish_reason == "length"
-        assert len(answer.token_ids) == 6  # 15 tokens of prompt, 5 more fed, and the last that was drawn
-        for wrong in ([], list(range(21))):
+        (fits,) = short.generate(rows_of([list(range(10, 25))], 5), Sampling())
+        assert len(fits.ids) == 5
+        for wrong, limit in (([], 1), (list(range(21)), 1), (list(range(10, 25)), 6)):
             with pytest.raises(DataError, match="context"):
-                list(short.generate([wrong], max_new_tokens=1))
+                list(short.generate(rows_of([wrong], limit), Sampling()))
+        for wrong in ([], list(range(21))):
             with pytest.raises(DataError, match="context"):
                 short.logits(wrong)
 
 
 def test_no_prompts_give_no_answers(model: LlamaCpp) -> None:
-    assert list(model.generate([], max_new_tokens=3)) == []
+    assert list(model.generate([], Sampling())) == []
     assert list(model.logits_batch([])) == []
 
 
@@ -225,9 +230,9 @@ def test_the_server_speaks_the_openai_protocol_with_the_files_own_template(file:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert prompt == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     with LlamaCpp(file, threads=1) as model:
-        (own,) = model.generate([model.tokenize(prompt)], max_new_tokens=4)
+        (own,) = model.generate(rows_of([model.tokenize(prompt)], 4), Sampling())
     tokens = answer["choices"][0]["logprobs"]["content"]
-    assert [token["id"] for token in tokens] == own.token_ids[: len(tokens)]
+    assert [token["id"] for token in tokens] == own.ids[: len(tokens)]
     np.testing.assert_allclose([token["logprob"] for token in tokens], own.logprobs[: len(tokens)], atol=0.02)
     assert all(len(token["top_logprobs"]) == 3 for token in tokens)
 

@@ -15,6 +15,7 @@ from stillroom.contracts.errors import DataError, StorageFault
 
 _WHOLE = 64 << 20
 """Files up to this size are hashed whole; larger ones by size, time and both ends."""
+_PARTIAL = ".partial"
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def storage(path: Path) -> Iterator[None]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears whole or not at all: written under a temporary name, synced, renamed."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{_PARTIAL}")
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -56,6 +57,12 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def remove_partial(folder: Path) -> None:
+    """Take away what killed writers of `whole_file` left in a folder."""
+    for path in folder.glob(f".*{_PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

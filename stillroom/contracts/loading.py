@@ -125,6 +125,8 @@ def _explain(error: ValidationError, where: str) -> RecipeError:
         return RecipeError(f"{where}: {key} is missing{more}", do=f"add {key} to the recipe")
     message = first["msg"].removeprefix("Value error, ")
     got = None if isinstance(first["input"], dict) else first["input"]
+    if isinstance(got, str):
+        got = re.sub(r"//[^/]*@", "//", got)  # a password in a URL is not repeated
     return RecipeError(f"{where}: {key} is not right{more}", got=got, expected=message)
 
 

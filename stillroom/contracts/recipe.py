@@ -49,6 +49,14 @@ class Teacher(Section):
         False, description="Run Python code that comes with the model. Off unless you say so."
     )
 
+    @field_validator("api")
+    @classmethod
+    def _without_password(cls, api: str | None) -> str | None:
+        # Recipes are copied into runs and shared; nothing secret may stand in one.
+        if api and "@" in api.partition("//")[2].partition("/")[0]:
+            raise ValueError("a URL without a name or password; the key belongs in $OPENAI_API_KEY")
+        return api
+
 
 class Prune(Section):
     """A student cut out of a larger model."""

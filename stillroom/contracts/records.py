@@ -47,6 +47,10 @@ class Request:
     sample: int = 0
     prompt: str = ""
 
+    def seed(self, sampling: Sampling) -> int:
+        """63 bits that seed this request's draws."""
+        return int(content_key(self.key, self.sample, sampling.seed)[:16], 16) >> 1
+
 
 @dataclass(frozen=True)
 class Reply:

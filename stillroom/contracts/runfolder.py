@@ -153,7 +153,7 @@ class Run:
         Raises:
             RunError: another process does.
         """
-        with (self.path / ".lock").open("w") as file:
+        with storage(self.path), (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.checks import parse_object
+from stillroom.contracts.conversations import conversation_of, with_system
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_lines
 from stillroom.contracts.records import Lesson, Message, content_key, from_line
@@ -17,9 +16,6 @@ Score = Literal["json", "exact", "likelihood"]
 
 MOST_LESSONS = 200
 """Held-out lessons that a likelihood task reads when it has no limit of its own."""
-# The names that sources of prompts may use too.
-_QUESTIONS = ("prompt", "question", "instruction", "text", "input", "message")
-_REFERENCES = ("reference", "answer", "completion", "response", "output", "label")
 
 
 @dataclass(frozen=True)
@@ -101,22 +97,11 @@ def held_out_lessons(path: Path, name: str, limit: int | None = None) -> Evaluat
     return EvaluationTask(name, "likelihood", lessons=lessons)
 
 
-def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """The conversation, opened by a system prompt where it has none of its own."""
-    if system is None or messages[0]["role"] == "system":
-        return list(messages)
-    return [{"role": "system", "content": system}, *messages]
-
-
 def _item(line: dict[str, Any], where: str, score: Score, system: str | None) -> Item:
-    messages, reference = _messages(line, where), _reference(line)
-    if reference is None and len(messages) > 1 and messages[-1]["role"] == "assistant":
-        reference = messages[-1]["content"]
-    if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    if reference is None or not messages:
+    messages, reference = conversation_of(line, where)
+    if reference is None:
         raise DataError(
-            f"{where} has no {'reference' if messages else 'question'}",
+            f"{where} has no reference",
             got=", ".join(line),
             expected='{"messages": [{"role": "user", "content": "..."}], "reference": "..."}',
         )
@@ -128,26 +113,3 @@ def _item(line: dict[str, Any], where: str, score: Score, system: str | None) ->
             do="mend the line, or score the task with `exact`",
         )
     return Item(with_system(messages, system), reference)
-
-
-def _messages(line: dict[str, Any], where: str) -> list[Message]:
-    messages = line.get("messages")
-    if messages is None:
-        question = next((line[key] for key in _QUESTIONS if isinstance(line.get(key), str)), None)
-        messages = [] if question is None else [{"role": "user", "content": question}]
-    usable = isinstance(messages, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-        for turn in messages
-    )
-    if not usable or not messages:
-        raise DataError(
-            f"{where} has no question",
-            got=json.dumps(line, ensure_ascii=False)[:80],
-            expected='"messages": [{"role": "user", "content": "..."}], or a "prompt" or "question"',
-        )
-    return [{"role": turn["role"], "content": turn["content"]} for turn in messages]
-
-
-def _reference(line: dict[str, Any]) -> str | None:
-    value = next((line[key] for key in _REFERENCES if line.get(key) is not None), None)
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -7,9 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from stillroom.contracts.conversations import with_system
 from stillroom.contracts.files import read_lines
 from stillroom.contracts.recipe import Recipe
-from stillroom.contracts.records import Message, Prompt, Request, Sampling, content_key, from_line
+from stillroom.contracts.records import Prompt, Request, Sampling, content_key, from_line
 
 API_TOP_LOGPROBS = 20
 """The most alternatives a token that OpenAI-compatible APIs give."""
@@ -56,10 +57,3 @@ def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while window := list(islice(iterator, size)):
         yield window
-
-
-def with_system(messages: list[Message], system: str | None) -> list[Message]:
-    """The conversation with the recipe's system prompt before it, unless it has one of its own."""
-    if system is None or messages[0]["role"] == "system":
-        return messages
-    return [{"role": "system", "content": system}, *messages]

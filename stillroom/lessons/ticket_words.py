@@ -11,19 +11,18 @@ def _words(text: str) -> list[str]:
 
 QUALIFIERS = _words(
     """
-    amber blue bronze crimson golden green indigo ivory lilac maroon navy olive orange purple scarlet silver
-    turquoise violet white yellow bamboo canvas ceramic copper cotton glass granite leather linen marble oak
-    pine rattan rubber slate velvet walnut wicker woollen enamel folding portable striped vintage compact
-    wooden quilted spotted
+    amber blue crimson golden green indigo ivory lilac maroon navy olive orange purple scarlet silver
+    turquoise violet white yellow bamboo canvas ceramic copper cotton glass leather linen marble oak
+    rattan rubber velvet walnut wicker woollen enamel folding portable striped vintage
     """
 )
 
 NOUNS = _words(
     """
-    armchair backpack basket bench blender blanket bookcase bowl bracelet bucket cabinet candle clock
-    curtain cushion desk drawer fan fountain hammock headphones heater jacket kettle keyboard ladder lamp
-    lantern mirror mug necklace pillow pitcher planter printer radio rucksack saddle scarf shelf slippers
-    sofa speaker stool suitcase teapot tent toaster tray trolley umbrella vase wallet wardrobe watch
+    armchair backpack basket bench blender blanket bookcase bowl bracelet bucket cabinet candle
+    curtain cushion desk drawer fan hammock heater jacket kettle keyboard ladder lamp
+    lantern mirror necklace pillow printer radio saddle scarf shelf slippers
+    sofa speaker suitcase teapot tent toaster umbrella vase wallet wardrobe
     """
 )
 
@@ -86,7 +85,7 @@ REQUESTS: dict[str, list[str]] = {
         "I need an invoice for {it}",
         "please send me the receipt for {it}",
         "could you email the bill for {it}",
-        "our accounts team wants the tax document for {it}",
+        "our finance team wants the tax document for {it}",
         "I cannot find the invoice for {it}",
     ],
     "address": [

@@ -134,7 +134,7 @@ def _order(rng: random.Random) -> str:
 def _body(item: _Item, intent: str, rng: random.Random) -> tuple[list[str], str]:
     """The sentences that carry the request, and the thought's words for what it is about."""
     layout = rng.random()
-    if item.product and item.order and layout < 0.18:
+    if item.product and item.order and layout < 0.08:
         return _two_orders(item, intent, rng)
     number = _spoken(item.order, rng) if item.order else None
     it = f"{rng.choice(('the', 'my'))} {item.product}" if item.product else rng.choice(words.PARCELS)
@@ -229,7 +229,7 @@ def _punctuate(sentences: list[str], rng: random.Random) -> str:
 
 def _spoil(text: str, rng: random.Random) -> str:
     """Misspell some words of some messages: never a number, at most one mistake a word."""
-    rate = rng.choice((0.0, 0.0, 0.05, 0.1, 0.2))
+    rate = rng.choice((0.0, 0.0, 0.0, 0.05, 0.1))
     return re.sub(r"[A-Za-z]{4,}", lambda m: _misspell(m[0], rng) if rng.random() < rate else m[0], text)
 
 

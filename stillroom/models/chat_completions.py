@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from stillroom.contracts.records import Finish, Reply, Request, Sampling
-from stillroom.models.sampling import request_seed
 
 _FINISHES: dict[str, Finish] = {"length": "length", "content_filter": "refused"}
 
@@ -23,7 +22,7 @@ def payload(model: str, request: Request, sampling: Sampling, limit_key: str) ->
         "top_p": sampling.top_p,
         limit_key: sampling.max_new_tokens,
         # 31 bits: servers keep it in anything from int32 upwards.
-        "seed": request_seed(request, sampling) & 0x7FFFFFFF,
+        "seed": request.seed(sampling) & 0x7FFFFFFF,
     }
     if sampling.top_logprobs:
         body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -14,14 +12,11 @@ from torch import Tensor
 
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.records import Reply, Request, Sampling
-from stillroom.models.llama_cpp_context import Context
 from stillroom.models.llamacpp import LlamaCpp
 from stillroom.models.rendering import Rendered, Renderer
-from stillroom.models.rows import Row, answer_rows
-from stillroom.models.sampling import draw
+from stillroom.models.rows import answer_rows
 
 _WINDOW = 8
-_BATCH_TOKENS = 512
 
 
 class GgufModel:
@@ -67,7 +62,13 @@ class GgufModel:
             renderer=self.renderer,
             context=self.llama.n_ctx,
             window=_WINDOW * self.parallel,
-            generate=lambda rows: self._generate(rows, sampling),
+            generate=lambda rows: self.llama.generate(
+                rows,
+                sampling,
+                parallel=self.parallel,
+                vocab=self.renderer.vocab_size,
+                eos_ids=self.renderer.eos_ids,
+            ),
         )
 
     def logits(self, rows: Iterable[Rendered]) -> Iterator[Tensor]:
@@ -91,95 +92,3 @@ class GgufModel:
     def close(self) -> None:
         """Free the weights."""
         self.llama.close()
-
-    def _generate(self, rows: list[Row], sampling: Sampling) -> Iterator[Row]:
-        """Continue rows, a finished one giving its place to the next; they come back as they finish."""
-        if not rows:
-            return
-        parallel = min(self.parallel, len(rows))
-        cells = max(len(row.prompt) + row.limit for row in rows)
-        # llama.cpp rounds each sequence's share up to 256 cells.
-        context = self.llama._context(
-            cells=-(-cells // 256) * 256 * parallel, sequences=parallel, batch=max(_BATCH_TOKENS, parallel)
-        )
-        try:
-            yield from _decode(
-                context,
-                rows,
-                sampling,
-                parallel=parallel,
-                vocab=self.renderer.vocab_size,
-                eos_ids=self.renderer.eos_ids,
-            )
-        finally:
-            context.close()
-
-
-@dataclass(eq=False)
-class _Place:
-    """A sequence of the context, the row in it, and the row's tokens that have not been read yet."""
-
-    sequence: int
-    row: Row
-    unread: list[int]
-    position: int = 0
-
-
-def _decode(
-    context: Context,
-    rows: list[Row],
-    sampling: Sampling,
-    *,
-    parallel: int,
-    vocab: int,
-    eos_ids: frozenset[int],
-) -> Iterator[Row]:
-    waiting = iter(rows)
-    free = list(range(parallel))
-    places: list[_Place] = []
-    while True:
-        for row in islice(waiting, len(free)):
-            row.begun = time.perf_counter()
-            context.forget(free[-1])
-            places.append(_Place(free.pop(), row, row.prompt))
-        if not places:
-            return
-        ready, logits = _read(context, places)
-        if not ready:
-            continue
-        seeds = torch.tensor([place.row.seed for place in ready])
-        steps = torch.tensor([len(place.row.ids) for place in ready])
-        tokens, logprobs = draw(torch.from_numpy(logits[:, :vocab]), seeds, steps, sampling)
-        for place, token, logprob in zip(ready, tokens.tolist(), logprobs.tolist(), strict=True):
-            place.row.add(token, logprob)
-            place.unread = [token]
-            if place.row.done(eos_ids):
-                places.remove(place)
-                free.append(place.sequence)
-                yield place.row
-
-
-def _read(context: Context, places: list[_Place]) -> tuple[list[_Place], np.ndarray]:
-    """Read what is unread, as far as one batch goes; those who write come before long prompts.
-
-    Returns:
-        The places with nothing left unread, and the logits of their next tokens, float32 [places, vocab].
-    """
-    tokens: list[int] = []
-    positions: list[int] = []
-    sequences: list[int] = []
-    wanted: list[bool] = []
-    ready = []
-    for place in sorted(places, key=lambda place: len(place.unread)):
-        piece = place.unread[: context.batch_size - len(tokens)]
-        if not piece:
-            break
-        place.unread = place.unread[len(piece) :]
-        tokens += piece
-        positions += range(place.position, place.position + len(piece))
-        sequences += [place.sequence] * len(piece)
-        wanted += [False] * (len(piece) - 1) + [not place.unread]
-        place.position += len(piece)
-        if not place.unread:
-            ready.append(place)
-    return ready, context.decode(tokens, positions, sequences, wanted)

@@ -130,7 +130,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_vocab_n_tokens": (_I, [_P]),
     "llama_vocab_type": (c.c_int, [_P]),
     "llama_vocab_get_add_bos": (_B, [_P]),
-    "llama_vocab_is_eog": (_B, [_P, _I]),
 }
 
 

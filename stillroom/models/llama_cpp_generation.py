@@ -1,135 +1,97 @@
-"""Batched generation: many prompts through one context, a finished slot taking the next prompt at once."""
+"""Batched generation with llama.cpp: many rows in one context, a finished one giving its place to the next."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from stillroom.contracts.records import Sampling
 from stillroom.models.llama_cpp_context import Context
+from stillroom.models.rows import Row
+from stillroom.models.sampling import draw
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What a model wrote after one prompt."""
-
-    index: int
-    """Which prompt, by its place in the list."""
-    token_ids: list[int]
-    """Tokens drawn, the stop token included."""
-    logprobs: list[float]
-    """Natural log-probability of each drawn token at temperature 1, whatever temperature it was drawn at."""
-    finish_reason: str
-    """`stop` (a stop token) or `length` (max_new_tokens or the end of the context)."""
-
-
-@dataclass
-class _Slot:
-    """One sequence of the context and the prompt that it is answering."""
+@dataclass(eq=False)
+class _Place:
+    """A sequence of the context, the row in it, and the row's tokens that have not been read yet."""
 
     sequence: int
-    index: int
-    random: np.random.Generator
-    pending: list[int]
-    """Tokens not yet fed: the rest of the prompt, later the one token just drawn."""
+    row: Row
+    unread: list[int]
     position: int = 0
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
 
 
-def generate(
+def decode(
     context: Context,
-    prompts: Sequence[Sequence[int]],
+    rows: Iterable[Row],
+    sampling: Sampling,
     *,
-    parallel: int,
-    n_ctx: int,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    is_stop: Callable[[int], bool],
-) -> Iterator[Generation]:
-    """Answers in the order in which they finish.
+    sequences: int,
+    vocab: int,
+    eos_ids: Set[int],
+) -> Iterator[Row]:
+    """Draw each row's answer; rows come back in the order in which they finish.
 
-    Randomness is drawn from a generator of its own for each prompt, keyed by (seed, index), so which prompts happen
-    to share a batch does not decide what is drawn.
+    Args:
+        context: with room for as many sequences, each as long as the longest prompt and answer.
+        rows: taken from as sequences fall free.
+        sampling: temperature and top_p.
+        sequences: rows under way at once.
+        vocab: ids from here on, a padded head's, are never drawn.
+        eos_ids: any of these ends a row.
     """
-    waiting = iter(enumerate(prompts))
-    slots: list[_Slot] = []
-
-    def take(sequence: int) -> None:
-        """Gives the sequence the next prompt, if one is left."""
-        following = next(waiting, None)
-        if following is not None:
-            context.forget(sequence)
-            index, prompt = following
-            random = np.random.Generator(np.random.Philox(key=[seed, index]))
-            slots.append(_Slot(sequence, index, random, list(prompt)))
-
-    for sequence in range(parallel):
-        take(sequence)
-    while slots:
-        ready, logits = _step(context, slots)
+    waiting = iter(rows)
+    free = list(range(sequences))
+    places: list[_Place] = []
+    while True:
+        for row in islice(waiting, len(free)):
+            row.begun = time.perf_counter()
+            context.forget(free[-1])
+            places.append(_Place(free.pop(), row, row.prompt))
+        if not places:
+            return
+        ready, logits = _read(context, places)
         if not ready:
             continue
-        tokens, logprobs = _draw(logits, [slot.random for slot in ready], temperature)
-        for slot, token, logprob in zip(ready, tokens, logprobs, strict=True):
-            slot.token_ids.append(token)
-            slot.logprobs.append(logprob)
-            slot.pending = [token]
-            stopped = is_stop(token)
-            full = len(slot.token_ids) >= max_new_tokens or slot.position >= n_ctx
-            if stopped or full:
-                slots.remove(slot)
-                take(slot.sequence)
-                yield Generation(slot.index, slot.token_ids, slot.logprobs, "stop" if stopped else "length")
+        seeds = torch.tensor([place.row.seed for place in ready])
+        steps = torch.tensor([len(place.row.ids) for place in ready])
+        tokens, logprobs = draw(torch.from_numpy(logits[:, :vocab]), seeds, steps, sampling)
+        for place, token, logprob in zip(ready, tokens.tolist(), logprobs.tolist(), strict=True):
+            place.row.add(token, logprob)
+            place.unread = [token]
+            if place.row.done(eos_ids):
+                places.remove(place)
+                free.append(place.sequence)
+                yield place.row
 
 
-def _step(context: Context, slots: Sequence[_Slot]) -> tuple[list[_Slot], npt.NDArray[np.float32]]:
-    """Feeds what is pending, as far as one batch goes.
+def _read(context: Context, places: Sequence[_Place]) -> tuple[list[_Place], npt.NDArray[np.float32]]:
+    """Read what is unread, as far as one batch goes; those who write come before long prompts.
 
-    Slots with a single pending token come first, so that a long prompt does not hold up those that are writing.
-    Returns the slots whose last pending token was fed, with their logits [slots, vocab].
+    Returns:
+        The places with nothing left unread, and the logits of their next tokens, float32 [places, vocab].
     """
     tokens: list[int] = []
     positions: list[int] = []
     sequences: list[int] = []
-    outputs: list[bool] = []
+    wanted: list[bool] = []
     ready = []
-    for slot in sorted(slots, key=lambda slot: len(slot.pending)):
-        count = min(len(slot.pending), context.batch_size - len(tokens))
-        if count == 0:
+    for place in sorted(places, key=lambda place: len(place.unread)):
+        piece = place.unread[: context.batch_size - len(tokens)]
+        if not piece:
             break
-        whole = count == len(slot.pending)
-        tokens += slot.pending[:count]
-        positions += range(slot.position, slot.position + count)
-        sequences += [slot.sequence] * count
-        outputs += [False] * (count - 1) + [whole]
-        slot.pending = slot.pending[count:]
-        slot.position += count
-        if whole:
-            ready.append(slot)
-    return ready, context.decode(tokens, positions, sequences, outputs)
-
-
-def _draw(
-    logits: npt.NDArray[np.float32], randoms: Sequence[np.random.Generator], temperature: float
-) -> tuple[list[int], list[float]]:
-    """One token for each row of logits [rows, vocab], and its log-probability at temperature 1."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_norm = np.log(np.exp(shifted).sum(axis=1, dtype=np.float64))
-    if temperature == 0:
-        chosen = logits.argmax(axis=1)
-    else:
-        cumulative = np.exp(shifted / temperature).cumsum(axis=1, dtype=np.float64)
-        drawn = [random.random() for random in randoms]
-        # Scaled by the total, a uniform number below 1 stays below the last sum, so the index is always valid.
-        chosen = np.array(
-            [
-                np.searchsorted(row, u * row[-1], side="right")
-                for row, u in zip(cumulative, drawn, strict=True)
-            ]
-        )
-    rows = np.arange(len(chosen))
-    return chosen.tolist(), (shifted[rows, chosen] - log_norm).tolist()
+        place.unread = place.unread[len(piece) :]
+        tokens += piece
+        positions += range(place.position, place.position + len(piece))
+        sequences += [place.sequence] * len(piece)
+        wanted += [False] * (len(piece) - 1) + [not place.unread]
+        place.position += len(piece)
+        if not place.unread:
+            ready.append(place)
+    return ready, context.decode(tokens, positions, sequences, wanted)

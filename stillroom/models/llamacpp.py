@@ -2,16 +2,14 @@
 
 with LlamaCpp("student-Q4_K_M.gguf") as model:
     ids = model.tokenize("Once upon a time")
-    logits = model.logits(ids)                              # [tokens, vocab]
-    for answer in model.generate([ids], max_new_tokens=40):
-        print(model.detokenize(answer.token_ids))
+    logits = model.logits(ids)  # [tokens, vocab]
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.contracts.errors import DataError, ModelError
+from stillroom.contracts.records import Sampling
 from stillroom.models.llama_cpp_binding import VOCAB_SENTENCEPIECE, llama
 from stillroom.models.llama_cpp_context import Context
-from stillroom.models.llama_cpp_generation import Generation, generate
-
-__all__ = ["Generation", "LlamaCpp", "Metadata"]
+from stillroom.models.llama_cpp_generation import decode
+from stillroom.models.rows import Row
 
 _LOGITS_BYTES = 256 << 20
 """Most memory for the logits of one batch; a vocabulary of 128 k is read 524 tokens at a time."""
@@ -163,10 +161,6 @@ class LlamaCpp:
             return text[1:]
         return text
 
-    def is_stop(self, token: int) -> bool:
-        """Whether the model ends its turn or its text with this token."""
-        return bool(self._library.llama_vocab_is_eog(self._vocab, token))
-
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits after every token: [tokens, vocab] float32, row t predicting token t + 1."""
         return next(self.logits_batch([token_ids]))
@@ -200,45 +194,45 @@ class LlamaCpp:
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        rows: Sequence[Row],
+        sampling: Sampling,
         *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        stop_ids: Collection[int] | None = None,
         parallel: int = 16,
-    ) -> Iterator[Generation]:
-        """Answers to all prompts, each as soon as it is finished (`Generation.index` says which it is).
+        vocab: int | None = None,
+        eos_ids: Set[int] = frozenset(),
+    ) -> Iterator[Row]:
+        """Continue rows; each comes back as soon as it is finished.
 
         Args:
-            prompts: token ids of each prompt.
-            temperature: 0 takes the most probable token.
-            seed: with the prompt's index it decides what is drawn.
-            stop_ids: tokens that end an answer; default those that the model's file names as ends.
-            parallel: sequences decoded together; each has room for the longest prompt and answer.
+            rows: prompts of at least one token, each with its own limit.
+            sampling: temperature and top_p; the rows bring their seeds.
+            parallel: rows under way at once; each has room for the longest prompt and answer.
+            vocab: ids from here on are never drawn; default the width of the logits.
+            eos_ids: any of these ends a row.
 
         Raises:
-            DataError: a prompt is empty or leaves no room in `n_ctx`.
+            DataError: a prompt is empty, or too long with its answer for `n_ctx`.
         """
-        if not prompts:
+        if not rows:
             return
-        longest = max(len(prompt) for prompt in prompts)
-        for prompt in prompts:
-            self._check_length(len(prompt))
-        parallel = min(parallel, len(prompts))
+        for row in rows:
+            self._check_length(len(row.prompt) and len(row.prompt) + row.limit)
+        sequences = min(parallel, len(rows))
+        longest = max(len(row.prompt) + row.limit for row in rows)
         # llama.cpp rounds a sequence's share up to 256 cells anyway.
-        share = min(-(-(longest + max_new_tokens) // 256) * 256, -(-self.n_ctx // 256) * 256)
-        context = self._context(cells=share * parallel, sequences=parallel, batch=max(_PACK_TOKENS, parallel))
+        context = self._context(
+            cells=-(-longest // 256) * 256 * sequences,
+            sequences=sequences,
+            batch=max(_PACK_TOKENS, sequences),
+        )
         try:
-            yield from generate(
+            yield from decode(
                 context,
-                prompts,
-                parallel=parallel,
-                n_ctx=self.n_ctx,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                seed=seed,
-                is_stop=self.is_stop if stop_ids is None else frozenset(stop_ids).__contains__,
+                rows,
+                sampling,
+                sequences=sequences,
+                vocab=vocab or self.metadata.vocab_size,
+                eos_ids=eos_ids,
             )
         finally:
             context.close()

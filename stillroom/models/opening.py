@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.recipe import Teacher
-from stillroom.contracts.records import Answerer
+from stillroom.contracts.records import Answerer, Reply, Request, Sampling
 from stillroom.models.references import resolve_model, resolve_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stillroom.models.rendering import Rendered
+
+
+class WhenAsked:
+    """A teacher that is loaded when something is first asked of it: a run with nothing left to ask loads nothing."""
+
+    def __init__(self, name: str, load: Callable[[], Any]) -> None:
+        self.name = name
+        self._load = load
+        self._teacher: Any = None
+
+    @property
+    def teacher(self) -> Any:
+        """The teacher, loaded now if it was not yet."""
+        if self._teacher is None:
+            self._teacher = self._load()
+        return self._teacher
+
+    def answer(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Request, Reply]]:
+        """As `Answerer.answer`."""
+        return self.teacher.answer(requests, sampling)
+
+    def logits(self, rows: Iterable[Rendered]) -> Iterator[Tensor]:
+        """As `LocalModel.logits`."""
+        return self.teacher.logits(rows)
+
+    def close(self) -> None:
+        """Free what was loaded."""
+        if self._teacher is not None:
+            self._teacher.close()
 
 
 def open_teacher(

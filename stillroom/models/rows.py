@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from itertools import islice
 
 from stillroom.contracts.records import Reply, Request, Sampling
 from stillroom.models.rendering import Renderer
-from stillroom.models.sampling import request_seed
 
 
 @dataclass(eq=False)
@@ -30,7 +29,7 @@ class Row:
         self.ids.append(token)
         self.logprobs.append(logprob)
 
-    def done(self, eos_ids: frozenset[int]) -> bool:
+    def done(self, eos_ids: Set[int]) -> bool:
         """Whether nothing more is to be drawn."""
         return self.ids[-1] in eos_ids or len(self.ids) >= self.limit
 
@@ -68,7 +67,7 @@ def _row(request: Request, sampling: Sampling, renderer: Renderer, context: int 
     prompt = renderer.prompt_ids(request.messages)
     room = sampling.max_new_tokens if context is None else context - len(prompt)
     limit = min(sampling.max_new_tokens, room) if prompt else 0
-    return Row(request, prompt, request_seed(request, sampling), limit)
+    return Row(request, prompt, request.seed(sampling), limit)
 
 
 def _no_room(row: Row, context: int | None) -> Reply:

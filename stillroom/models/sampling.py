@@ -9,16 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stillroom.contracts.records import Request, Sampling, content_key
+from stillroom.contracts.records import Sampling
 from stillroom.signals.counter import mix
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 """SplitMix64's odd step between counters, as a signed number."""
-
-
-def request_seed(request: Request, sampling: Sampling) -> int:
-    """63 bits that seed a request's draws."""
-    return int(content_key(request.key, request.sample, sampling.seed)[:16], 16) >> 1
 
 
 def draw(logits: Tensor, seeds: Tensor, steps: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -26,7 +21,7 @@ def draw(logits: Tensor, seeds: Tensor, steps: Tensor, sampling: Sampling) -> tu
 
     Args:
         logits: float32 [rows, vocab], as the model gave them.
-        seeds: int64 [rows], from `request_seed`.
+        seeds: int64 [rows], from `Request.seed`.
         steps: int64 [rows], how many tokens each row has already.
         sampling: temperature (0 is greedy) and top_p.
 

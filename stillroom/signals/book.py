@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from stillroom.contracts.errors import BookError
+from stillroom.contracts.files import remove_partial, write_atomically
 from stillroom.signals.codec import Row, decode, encode
 from stillroom.signals.codes import Signals
 from stillroom.signals.header import BookHeader, row_key
-from stillroom.signals.shards import RECAPTURE, KeyIndex, Shard, digest, shard_bytes, write_whole
+from stillroom.signals.shards import RECAPTURE, KeyIndex, Shard, checksum, shard_bytes
 
 
 class Book:
@@ -231,7 +232,7 @@ class Book:
 
     def _intact(self, name: str) -> bool:
         line, path = self._lines[name], self.folder / name
-        return path.stat().st_size == line["bytes"] and digest(path) == line["blake2b"]
+        return path.stat().st_size == line["bytes"] and checksum(path) == line["blake2b"]
 
     def _read_lines(self) -> dict[str, dict[str, Any]]:
         """The index by shard. A line that cannot be read counts as missing; one without its file is a loss."""
@@ -256,19 +257,18 @@ class Book:
 
     def _write_lines(self) -> None:
         lines = [json.dumps(self._lines[name]) for name in sorted(self._lines)]
-        write_whole(self.folder / "index.jsonl", "".join(line + "\n" for line in lines).encode())
+        write_atomically(self.folder / "index.jsonl", "".join(line + "\n" for line in lines))
 
     def _add_line(self, name: str, rows: int, signals: int) -> None:
         path = self.folder / name
         size = path.stat().st_size
-        line = {"shard": name, "rows": rows, "signals": signals, "bytes": size, "blake2b": digest(path)}
+        line = {"shard": name, "rows": rows, "signals": signals, "bytes": size, "blake2b": checksum(path)}
         self._lines[name] = line
         self._write_lines()
 
     def _repair(self) -> None:
         """Take away what a killed writer left half-written, and give whole shards without a line theirs."""
-        for part in self.folder.glob("*.part"):
-            part.unlink()
+        remove_partial(self.folder)
         for name in self._on_disk():
             if name not in self._lines:
                 rows = [
@@ -295,7 +295,7 @@ class Book:
     def _flush(self) -> None:
         free = (name for i in itertools.count() if (name := f"shard-{i:05d}.safetensors") not in self._lines)
         name = self._filling or next(free)
-        write_whole(self.folder / name, shard_bytes(list(self._buffer), list(self._buffer.values())))
+        write_atomically(self.folder / name, shard_bytes(list(self._buffer), list(self._buffer.values())))
         self._shards.pop(name, None)
         self._add_line(name, len(self._buffer), self._buffered_signals)
         self._buffer, self._buffered_signals, self._filling = {}, 0, None

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from stillroom.contracts.errors import BookError
+from stillroom.contracts.files import write_json
 from stillroom.signals.capture import KINDS
-from stillroom.signals.shards import write_whole
 
 FORMAT = 1
 _MISFITS = {
@@ -85,7 +85,7 @@ class BookHeader:
 
     def write(self, folder: Path) -> None:
         """Write header.json, whole or not at all."""
-        write_whole(folder / "header.json", json.dumps(asdict(self), indent=2).encode() + b"\n")
+        write_json(folder / "header.json", asdict(self))
 
     def require(self, **wanted: object) -> None:
         """Raise BookError unless each named field that is not None has this value."""

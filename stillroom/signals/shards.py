@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from stillroom.contracts.errors import BookError, StorageFault
+from stillroom.contracts.errors import BookError
 
 RECAPTURE = "delete the file and run again: only its rows are captured anew"
 
@@ -101,34 +100,7 @@ def shard_bytes(keys: Sequence[str], rows: Sequence[bytes]) -> bytes:
     )
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that after any kill it is there whole or not at all.
-
-    Raises:
-        StorageFault: the disk is full, or does not take the file for another reason.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as fault:
-        part.unlink(missing_ok=True)
-        raise StorageFault(
-            f"cannot write {path}",
-            got=fault,
-            do="make room on the disk and run again: what was written stays",
-        ) from None
-
-
-def digest(path: Path) -> str:
+def checksum(path: Path) -> str:
     """blake2b of a whole file, 32 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

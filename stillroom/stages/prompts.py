@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from stillroom.contracts.conversations import conversation_of
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_lines, write_lines
 from stillroom.contracts.records import Prompt, content_key, to_line
-from stillroom.lessons.sources import conversation_of, question_key, read_prompts
+from stillroom.lessons.sources import question_key, read_prompts
 from stillroom.stages.context import StageContext
 
 

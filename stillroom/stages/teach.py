@@ -15,7 +15,7 @@ from stillroom.contracts.records import Answer, Answerer, Reply, Request
 from stillroom.lessons.answered import AnswersFile, answer_of
 from stillroom.lessons.asking import read_run_prompts, requests_of, sampling_of, windows
 from stillroom.lessons.capture import capture_book
-from stillroom.models.opening import open_teacher
+from stillroom.models.opening import WhenAsked, open_teacher
 from stillroom.models.origins import student_source, teacher_identity
 from stillroom.models.rendering import Renderer
 from stillroom.stages.context import StageContext
@@ -35,12 +35,15 @@ def run(context: StageContext) -> dict[str, Any]:
     recipe, base = context.recipe, context.run.base
     tokenizer = student_source(recipe, base)
     renderer = Renderer.load(tokenizer, trust_remote_code=recipe.student.trust_remote_code)
-    teacher = open_teacher(
-        recipe.teacher,
-        base,
-        tokenizer,
-        batch_size=recipe.teach.batch_size,
-        concurrency=recipe.teach.concurrency,
+    teacher = WhenAsked(
+        recipe.teacher.model,
+        lambda: open_teacher(
+            recipe.teacher,
+            base,
+            tokenizer,
+            batch_size=recipe.teach.batch_size,
+            concurrency=recipe.teach.concurrency,
+        ),
     )
     prompts = context.run.need("prompts")
     requests = list(requests_of(recipe, teacher_identity(recipe.teacher, base), read_run_prompts(prompts)))
@@ -98,12 +101,14 @@ def _replies(
 ) -> Iterator[tuple[Request, Reply]]:
     """Replies to the requests that have no answer yet."""
     sampling = sampling_of(context.recipe)
+    missing = {request.key for request in requests if request.key not in file}
+    if not missing:
+        return
     if context.recipe.teacher.api:
-        yield from teacher.answer((request for request in requests if request.key not in file), sampling)
+        yield from teacher.answer((request for request in requests if request.key in missing), sampling)
         return
     for window in windows(requests, _WINDOW):
-        missing = {request.key for request in window if request.key not in file}
-        if missing:
+        if any(request.key in missing for request in window):
             # A half-done window is computed whole again: a row's last digits depend on the batch that it is in.
             for request, reply in teacher.answer(window, sampling):
                 if request.key in missing:
