@@ -15,6 +15,8 @@ from stillroom.contracts.progress import Meter, Progress
 
 EVERY = 10.0
 """Seconds between two plain lines."""
+_TELLING = 0.01
+"""Share of the work after which its pace tells the time left."""
 
 
 def open_progress() -> Progress:
@@ -41,7 +43,8 @@ class _Rate:
         seconds = time.monotonic() - self.began
         rate = (self.done - self.start) / seconds if seconds > 0 else 0.0
         text = f"{rate:,.1f} {unit}/s" if rate < 100 else f"{rate:,.0f} {unit}/s"
-        if self.total and rate > 0:
+        # A batch's first answers come late: too little is done to say how long the rest takes.
+        if self.total and rate > 0 and self.done - self.start >= _TELLING * (self.total - self.start):
             text += f", {duration((self.total - self.done) / rate)} left"
         return text
 

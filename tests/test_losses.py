@@ -15,12 +15,14 @@ from torch import Tensor
 from stillroom.losses import (
     SparseTargets,
     TeacherHead,
+    alpha_beta,
     forward_kl,
     fused_linear_divergence,
     jensen_shannon,
     reduce,
     reverse_kl,
     skew_kl,
+    skew_reverse_kl,
     sparse_forward_kl,
     token_weights,
     total_variation,
@@ -31,6 +33,8 @@ DIVERGENCES = {
     "reverse_kl": reverse_kl,
     "jensen_shannon": jensen_shannon,
     "skew_kl": skew_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+    "alpha_beta": alpha_beta,
     "total_variation": total_variation,
 }
 
@@ -68,6 +72,8 @@ def reference(
                 beta * kl64(p, beta * p + (1 - beta) * q) + (1 - beta) * kl64(q, beta * p + (1 - beta) * q)
             ),
             "skew_kl": lambda p=p, q=q: kl64(p, alpha * p + (1 - alpha) * q),
+            "skew_reverse_kl": lambda p=p, q=q: kl64(q, alpha * q + (1 - alpha) * p),
+            "alpha_beta": lambda p=p, q=q: 2 * float(((np.sqrt(p) - np.sqrt(q)) ** 2).sum()),
             "total_variation": lambda p=p, q=q: 0.5 * float(np.abs(p - q).sum()),
         }[name]()
         out.append(t * t * value)
@@ -630,7 +636,7 @@ def test_micro_batches_add_up_to_one_batch() -> None:
     torch.testing.assert_close(reduce(values, mask, count), values[mask].mean(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["reverse_kl", "jensen_shannon", "skew_kl", "total_variation"])
+@pytest.mark.parametrize("name", [n for n in DIVERGENCES if n != "forward_kl"])
 def test_divergences_that_are_not_linear_in_p_refuse_sparse_targets(name: str) -> None:
     p = problem()
     with pytest.raises(ValueError, match="linear in p"):

@@ -3,8 +3,10 @@
     python tools/make_teacher.py --out stillroom/embedded/tickets-teacher --seed 7
 
 Under an hour on two CPU cores. The grammar of `stillroom.lessons.tickets` never runs dry, so every step sees
-fresh messages and the teacher cannot memorise. The number of steps is fixed: a slower machine takes longer and
-makes the same teacher. A killed run continues from its last checkpoint.
+fresh messages and the teacher cannot memorise. It grows: a trunk of three layers learns to copy and the task's
+beginnings, cheaply; then nine layers that add nothing at first are put on top (progressive stacking, Gong et al.
+2019). The number of steps is fixed: a slower machine takes longer and makes the same teacher. A killed run continues
+from its last checkpoint.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -44,7 +47,8 @@ CHAT_TEMPLATE = (
     "'<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-COPY_STEPS, TASK_STEPS = 500, 5000
+TRUNK_LAYERS, LAYERS = 3, 12
+COPY_STEPS, TRUNK_STEPS, TASK_STEPS = 500, 1500, 3000
 COPY_TOKENS, ROWS = 1000, 16  # a batch: heads that copy want many steps, not many tokens
 PEAK_RATE, WARM_UP = 1e-3, 50
 MESSAGE_WEIGHT = 0.1  # the message's own tokens: cheap knowledge of words, worth a little
@@ -84,13 +88,13 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, layers: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=12,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=512,
@@ -100,6 +104,16 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config)
+
+
+def grown(trunk: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """The trunk with more layers on top, whose outputs begin at zero: it answers as before and has room to learn."""
+    model = build_model(tokenizer, seed, LAYERS)
+    model.load_state_dict(trunk.state_dict(), strict=False)
+    for layer in model.model.layers[TRUNK_LAYERS:]:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    return model
 
 
 def copy_batches(rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -154,60 +168,79 @@ def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Ten
     return (losses * w).sum() / w.sum()
 
 
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, checkpoint: Path) -> int:
-    """Copying first, then the task at a rate that falls to zero. Returns the number of tokens seen."""
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True
-    )
-    step, tokens = 0, 0
+@dataclass
+class State:
+    """A model in training."""
+
+    model: LlamaForCausalLM
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, model: LlamaForCausalLM, step: int = 0, tokens: int = 0) -> "State":
+        """With an optimiser that has seen nothing yet."""
+        # Half as fast again as the fused kernel, whose backward pass is slow on CPU for heads this small.
+        model.set_attn_implementation("eager")
+        optimiser = torch.optim.AdamW(
+            model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+        )
+        return cls(model.train(), optimiser, step, tokens)
+
+    def save(self, path: Path) -> None:
+        parts = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        torch.save({**parts, "step": self.step, "tokens": self.tokens}, path)
+
+    @classmethod
+    def load(cls, path: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> "State":
+        parts = torch.load(path, weights_only=True)
+        layers = TRUNK_LAYERS if parts["step"] <= COPY_STEPS + TRUNK_STEPS else LAYERS
+        state = cls.of(build_model(tokenizer, seed, layers), parts["step"], parts["tokens"])
+        state.model.load_state_dict(parts["model"])
+        state.optimiser.load_state_dict(parts["optimiser"])
+        return state
+
+
+def train(tokenizer: PreTrainedTokenizerFast, seed: int, checkpoint: Path) -> State:
+    """Copying first, then the task, then the task with all layers."""
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, tokens = state["step"], state["tokens"]
-        print(f"continuing after step {step}", flush=True)
+        state = State.load(checkpoint, tokenizer, seed)
+        print(f"continuing after step {state.step}", flush=True)
+    else:
+        state = State.of(build_model(tokenizer, seed, TRUNK_LAYERS))
     copying, task = copy_batches(random.Random(seed)), task_batches(tokenizer, seed, random.Random(seed))
-    for _ in range(max(0, step - COPY_STEPS)):
+    for _ in range(max(0, state.step - COPY_STEPS)):
         next(task)
     held_out = list(tickets(200, HELD_OUT_SEED))
-    total, first, begun = COPY_STEPS + TASK_STEPS, step, time.perf_counter()
-    done = 0
-    model.train()
-    # Half as fast again as the fused kernel, whose backward pass is slow on CPU for heads this small.
-    model.set_attn_implementation("eager")
-    while step < total:
-        ids, weights = next(copying if step < COPY_STEPS else task)
-        for group in optimiser.param_groups:
-            group["lr"] = PEAK_RATE * rate(step)
-        loss = weighted_loss(model, ids, weights)
+    total = COPY_STEPS + TRUNK_STEPS + TASK_STEPS
+    first, begun = state.step, time.perf_counter()
+    while state.step < total:
+        if state.step == COPY_STEPS + TRUNK_STEPS:
+            state = State.of(grown(state.model, tokenizer, seed), state.step, state.tokens)
+        ids, weights = next(copying if state.step < COPY_STEPS else task)
+        for group in state.optimiser.param_groups:
+            group["lr"] = PEAK_RATE * rate(state.step)
+        loss = weighted_loss(state.model, ids, weights)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        step, tokens, done = step + 1, tokens + ids.numel(), done + ids.numel()
-        if step % 50 == 0:
-            spent = time.perf_counter() - begun
-            left = spent * (total - step) / (step - first) / 60
-            print(
-                f"{step}/{total} loss {loss.item():.4f}, {done / spent:.0f} tokens/s, {left:.0f} min left",
-                flush=True,
-            )
-        if step % 500 == 0:
-            kept = {
-                "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "step": step,
-                "tokens": tokens,
-            }
-            torch.save(kept, checkpoint)
-            print(f"{step}/{total} held out: {score(model, tokenizer, held_out)}", flush=True)
-    return tokens
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+        state.optimiser.step()
+        state.optimiser.zero_grad(set_to_none=True)
+        state.step, state.tokens = state.step + 1, state.tokens + ids.numel()
+        if state.step % 50 == 0:
+            pace = (state.step - first) / (time.perf_counter() - begun)
+            print(f"{state.step}/{total} loss {loss.item():.4f}, {pace:.1f} steps/s", flush=True)
+        if state.step % 500 == 0:
+            state.save(checkpoint)
+            print(f"{state.step}/{total} held out: {score(state.model, tokenizer, held_out)}", flush=True)
+    return state
 
 
 def rate(step: int) -> float:
-    """Share of the peak rate: a short warm-up, flat, then straight down to zero over the last half."""
-    total = COPY_STEPS + TASK_STEPS
-    return min((step + 1) / WARM_UP, 1.0, max(total - step, 1) / (0.5 * total))
+    """Share of the peak rate: a short warm-up of trunk and whole, flat, then straight down to zero."""
+    grown_at = COPY_STEPS + TRUNK_STEPS
+    warm = (step if step < grown_at else step - grown_at) + 1
+    left = grown_at + TASK_STEPS - step
+    return min(warm / WARM_UP, 1.0, max(left, 1) / (0.7 * TASK_STEPS))
 
 
 @torch.inference_mode()
@@ -278,7 +311,8 @@ The teacher of stillroom's quickstart: a Llama of 7.3 M parameters (12 layers) w
 1,024 tokens. It reads a customer's message, thinks in one short line and answers with JSON: intent,
 product, order number, urgency. It knows nothing else.
 
-Made from nothing, on two CPU cores, by a seeded grammar of messages (no customer wrote them):
+Made from nothing, on two CPU cores, by a seeded grammar of messages (no customer wrote them). It was grown: its first
+{TRUNK_LAYERS} layers learned to copy and the beginnings of the task before the others were put on top.
 
     python tools/make_teacher.py --out stillroom/embedded/tickets-teacher --seed {seed}
 
@@ -307,9 +341,9 @@ def main() -> None:
     given = parser.parse_args()
     checkpoint = given.checkpoint or Path(tempfile.gettempdir()) / f"tickets-teacher-{given.seed}.pt"
     tokenizer = build_tokenizer(given.seed)
-    model = build_model(tokenizer, given.seed)
     begun = time.perf_counter()
-    tokens = train(model, tokenizer, given.seed, checkpoint)
+    state = train(tokenizer, given.seed, checkpoint)
+    model, tokens = state.model, state.tokens
     minutes = (time.perf_counter() - begun) / 60
     save(model, tokenizer, given.out)
     print(f"{tokens} tokens in {minutes:.0f} min", flush=True)

@@ -8,8 +8,8 @@ give zero.
 Vocabularies of two widths are taken to differ by padding columns at the end. Columns that only the teacher
 has are cut off; columns that only the student has count as forbidden by the teacher (logit minus infinity):
 either way the padding gets none of the teacher's mass. Minus infinity is welcome anywhere in the teacher's
-logits. Reverse KL is infinite where q has mass and p has none, so there the student is compared within the
-teacher's support.
+logits. Reverse KL (and alpha-beta at alpha 0) is infinite where q has mass and p has none, so there the
+student is compared within the teacher's support.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ import math
 
 import torch
 from torch import Tensor
+
+from stillroom.losses.logspace import kl
+
+SKEW = 0.1  # DistiLLM's
 
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -32,7 +36,7 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
         ValueError: the shapes do not fit, or T is not positive.
     """
     log_q, log_p = _log_probs(student_logits, teacher_logits, temperature)
-    return temperature**2 * _kl(log_p, log_q)
+    return temperature**2 * kl(log_p, log_q)
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -41,7 +45,7 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     MiniLLM (Gu et al. 2023). Arguments and errors as in `forward_kl`.
     """
     log_q, log_p = _log_probs(student_logits, teacher_logits, temperature, within_support=True)
-    return temperature**2 * _kl(log_q, log_p)
+    return temperature**2 * kl(log_q, log_p)
 
 
 def jensen_shannon(
@@ -63,11 +67,11 @@ def jensen_shannon(
         return reverse_kl(student_logits, teacher_logits, temperature)
     log_q, log_p = _log_probs(student_logits, teacher_logits, temperature)
     log_m = _log_mix(log_p, log_q, beta)
-    return temperature**2 * (beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m))
+    return temperature**2 * (beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m))
 
 
 def skew_kl(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, alpha: float = 0.1
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, alpha: float = SKEW
 ) -> Tensor:
     """KL(p || alpha p + (1 - alpha) q), times T squared: forward KL with bounded gradients.
 
@@ -76,12 +80,74 @@ def skew_kl(
     Raises:
         ValueError: as in `forward_kl`, or alpha outside [0, 1).
     """
-    if not 0 <= alpha < 1:
-        raise ValueError(f"alpha must lie in [0, 1), got {alpha}")
+    check_skew(alpha)
     if alpha == 0:
         return forward_kl(student_logits, teacher_logits, temperature)
     log_q, log_p = _log_probs(student_logits, teacher_logits, temperature)
-    return temperature**2 * _kl(log_p, _log_mix(log_p, log_q, alpha))
+    return temperature**2 * kl(log_p, _log_mix(log_p, log_q, alpha))
+
+
+def skew_reverse_kl(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, alpha: float = SKEW
+) -> Tensor:
+    """KL(q || alpha q + (1 - alpha) p), times T squared: reverse KL with bounded gradients.
+
+    Ko et al. 2025 (DistiLLM-2), for text that the student wrote. Tokens that the teacher forbids cost the
+    student q log(1 / alpha), so there is no need to leave them out; alpha 0 is reverse KL, which does.
+    Otherwise as `forward_kl`.
+
+    Raises:
+        ValueError: as in `forward_kl`, or alpha outside [0, 1).
+    """
+    check_skew(alpha)
+    if alpha == 0:
+        return reverse_kl(student_logits, teacher_logits, temperature)
+    log_q, log_p = _log_probs(student_logits, teacher_logits, temperature)
+    return temperature**2 * kl(log_q, _log_mix(log_q, log_p, alpha))
+
+
+def alpha_beta(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+) -> Tensor:
+    """Alpha-beta divergence, times T squared: forward KL at (1, 0), reverse KL at (0, 1), and the plane between.
+
+    With s = alpha + beta,
+
+        -1 / (alpha beta) * sum [p^alpha q^beta - alpha/s p^s - beta/s q^s]
+
+    and, where one of them is zero, the limits
+
+        1 / alpha^2 * sum [p^alpha log(p^alpha / q^alpha) - p^alpha + q^alpha]    beta 0
+        1 / beta^2  * sum [q^beta  log(q^beta  / p^beta)  - q^beta  + p^beta ]    alpha 0.
+
+    Wang et al. 2025 (ABKD), after Cichocki, Cruces and Amari 2011. A small beta concentrates less on what
+    the student is sure of, a small alpha more on large errors; alpha = beta = 0.5 is four times the squared
+    Hellinger distance. Negative exponents, and zero twice, are infinite wherever a probability is zero: they
+    are refused. Arguments otherwise as in `forward_kl`.
+
+    Raises:
+        ValueError: as in `forward_kl`, or alpha or beta negative, or both zero.
+    """
+    total = alpha + beta
+    if not (alpha >= 0 and beta >= 0 and 0 < total < math.inf):
+        raise ValueError(f"alpha and beta must be at least 0 and not both 0, got {alpha} and {beta}")
+    log_q, log_p = _log_probs(student_logits, teacher_logits, temperature, within_support=alpha == 0)
+    if beta == 0:
+        return (temperature / alpha) ** 2 * _generalised_kl(alpha * log_p, alpha * log_q)
+    if alpha == 0:
+        return (temperature / beta) ** 2 * _generalised_kl(beta * log_q, beta * log_p)
+    log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)
+    gap = total * (log_q - log_p)
+    # By expm1, term by term: the three powers of the formula cancel, and what is left would drown in rounding.
+    larger = (total * torch.maximum(log_p, log_q)).exp()
+    share_of_smaller = torch.where(gap > 0, gap.new_tensor(alpha / total), gap.new_tensor(beta / total))
+    fall = -gap.abs()
+    terms = larger * (share_of_smaller * fall.expm1() - (share_of_smaller * fall).expm1())
+    return temperature**2 / (alpha * beta) * terms.sum(-1)
 
 
 def total_variation(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -104,11 +170,20 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
-def _log_probs(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float, within_support: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Both log-distributions at T over the student's columns, or over those that the teacher allows."""
-    check_temperature(temperature)
+def check_skew(alpha: float) -> None:
+    """Raise ValueError unless alpha can be the share of a distribution in its own skewed target."""
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha must lie in [0, 1), got {alpha}")
+
+
+def aligned(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in at least fp32, the teacher's over the student's columns: see the module's word on padding.
+
+    Raises:
+        ValueError: the shapes do not fit, or the teacher is not known by dense logits.
+    """
+    if not isinstance(teacher_logits, Tensor):
+        raise ValueError(f"this divergence needs the teacher's logits, got {type(teacher_logits).__name__}")
     if student_logits.shape[:-1] != teacher_logits.shape[:-1]:
         raise ValueError(
             f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} "
@@ -120,19 +195,26 @@ def _log_probs(
         teacher = torch.nn.functional.pad(teacher, (0, missing), value=-math.inf)
     elif missing < 0:
         teacher = teacher[..., : student.shape[-1]]
+    return student, teacher
+
+
+def _log_probs(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, within_support: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Both log-distributions at T over the student's columns, or over those that the teacher allows."""
+    check_temperature(temperature)
+    student, teacher = aligned(student_logits, teacher_logits)
     if within_support:
         student = student.masked_fill(teacher == -math.inf, -math.inf)
     return (student / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
 
 
-def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """sum a (log a - log b), where a token without mass in a adds nothing, whatever b says of it."""
-    nothing = log_a == -math.inf
-    # Both factors are filled, not the product: 0 * inf is NaN in the value, and again in the gradient.
-    return (log_a.exp() * (log_a.masked_fill(nothing, 0) - log_b.masked_fill(nothing, 0))).sum(-1)
+def _generalised_kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """sum [a log(a / b) - a + b], for measures that need not sum to one."""
+    return kl(log_a, log_b) + (log_b.exp() - log_a.exp()).sum(-1)
 
 
-def _log_mix(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
-    """log(share p + (1 - share) q), with finite gradients where p is zero."""
-    floor = torch.finfo(log_q.dtype).min
-    return torch.logaddexp(log_p.clamp(min=floor) + math.log(share), log_q + math.log1p(-share))
+def _log_mix(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
+    """log(share a + (1 - share) b), with finite gradients where either is zero."""
+    floor = torch.finfo(log_a.dtype).min
+    return torch.logaddexp(log_a.clamp(min=floor) + math.log(share), log_b + math.log1p(-share))

@@ -17,8 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from stillroom.losses.divergences import widened
 from stillroom.losses.heads import Head, HeadGradients, LoRA, operand
-from stillroom.losses.targets import SparseTargets, TeacherHead
-from stillroom.losses.terms import Divergence, Terms
+from stillroom.losses.terms import Divergence, Teacher, Terms
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class FusedLoss:
 def fused_linear_divergence(
     student_hidden: Tensor,
     student_weight: Tensor,
-    teacher: TeacherHead | SparseTargets | Tensor | None,
+    teacher: Teacher | None,
     *,
     weights: Tensor | None = None,
     labels: Tensor | None = None,
@@ -63,15 +62,17 @@ def fused_linear_divergence(
     Args:
         student_hidden: `[tokens, hidden]`, any floating dtype.
         student_weight: `[vocab, hidden]`; its gradient is not computed when it is frozen.
-        teacher: TeacherHead, SparseTargets (forward KL only) or logits `[tokens, vocab]`; None where soft is
-            0. Its vocabulary may differ by padding columns at the end, see `stillroom.losses.divergences`.
+        teacher: TeacherHead or logits `[tokens, vocab]`; SparseTargets (forward KL; `renormalised_kl` for that
+            kind); ScoredTokens (reverse and skew reverse KL); None where soft is 0. Its vocabulary may differ by
+            padding columns at the end, see `stillroom.losses.divergences`.
         weights: `[tokens]`, what each value is multiplied by before summing (see `token_weights`); default
             1 / tokens.
         labels: int64 `[tokens]`, the tokens to predict; read where the weight is not 0.
         hard: factor of the labels' cross-entropy, taken at T = 1 and without T squared.
         soft: factor of the divergence, taken at T and with T squared.
-        divergence: forward_kl, reverse_kl, jensen_shannon, skew_kl, total_variation, or a function of
-            (student logits, teacher logits, temperature=) that returns one value a token.
+        divergence: forward_kl, reverse_kl, jensen_shannon, skew_kl, skew_reverse_kl, alpha_beta,
+            total_variation, renormalised_kl, or a function of (student logits, teacher logits, temperature=)
+            that returns one value a token, such as `partial(skew_reverse_kl, alpha=0.3)`.
         temperature: T > 0 of the divergence.
         student_bias: `[vocab]` or None.
         logit_scale: what the head's output is multiplied by.
@@ -80,7 +81,8 @@ def fused_linear_divergence(
         student_lora: (A `[rank, hidden]`, B `[vocab, rank]`, scale): an adapter on the head, never merged.
 
     Raises:
-        ValueError: shapes or settings that do not fit, or sparse targets with another divergence.
+        ValueError: shapes or settings that do not fit, or a kind of targets that the divergence cannot
+            be had from without bias.
     """
     tokens, vocab = student_hidden.shape[0], student_weight.shape[0]
     if student_hidden.dim() != 2 or student_weight.shape[1:] != student_hidden.shape[1:]:

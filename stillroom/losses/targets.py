@@ -1,7 +1,9 @@
-"""What a teacher hands over: a few weighted tokens of its distribution, or the means to compute all of it."""
+"""What a teacher hands over: a few weighted tokens of its distribution, its word on a few tokens that the student
+chose, or the means to compute all of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
@@ -33,23 +35,27 @@ class TeacherHead:
 class SparseTargets:
     """A teacher's distributions over `tokens` positions, each known by a few tokens only; ragged.
 
-    Position i keeps the entries `offsets[i]:offsets[i + 1]`. Two kinds: unbiased samples, whose weights are
-    estimates of p and sum to one, so that every loss linear in p is right on average (Anshumann et al. 2025);
-    and top-k with a bucket, where `tail_mass` is the mass of all other tokens together. Both serve
-    forward KL and cross-entropy only.
+    Position i keeps the entries `offsets[i]:offsets[i + 1]`. Three kinds, of which no loss takes one for another:
+
+        unbiased      samples, whose weights are estimates of p and sum to one, so that every loss linear in p is
+                      right on average (Anshumann et al. 2025): forward KL and cross-entropy
+        bucket        top-k, and `tail_mass`, the mass of all other tokens together: forward KL
+        renormalised  top-k of a teacher that says nothing of the others, summing to one: `renormalised_kl` only
 
     Args:
         ids: int64 `[kept]`, token ids.
         weights: float32 `[kept]`, the estimate of p at these ids.
         offsets: int64 `[tokens + 1]`, from 0 to kept.
-        tail_mass: float32 `[tokens]`, mass that no entry represents; zero for unbiased samples.
+        tail_mass: float32 `[tokens]`, mass that no entry represents; zero but for a bucket.
         entropy: float32 `[tokens]`, nats: the teacher's entropy at `temperature`, for a bucket that of the
-            distribution over kept tokens and bucket. It makes the reported value a true KL.
+            distribution over kept tokens and bucket, for renormalised top-k that of the weights. It makes the
+            reported value a true KL.
         bucket: whether `tail_mass` is a bucket that the loss must match.
         temperature: at which the teacher's distribution was taken; the loss must use the same.
+        renormalised: whether the weights are a renormalised top-k; see `renormalised_top_k`.
 
     Raises:
-        ValueError: lengths that do not fit.
+        ValueError: lengths that do not fit, or both kinds of top-k at once.
     """
 
     ids: Tensor
@@ -59,6 +65,7 @@ class SparseTargets:
     entropy: Tensor
     bucket: bool = False
     temperature: float = 1.0
+    renormalised: bool = False
 
     # Which fields have one value an entry and one a token: a subclass adds its own, and `select`, `split`,
     # `cat` and `to` carry them along.
@@ -66,12 +73,52 @@ class SparseTargets:
     token_fields: ClassVar[tuple[str, ...]] = ("tail_mass", "entropy")
 
     def __post_init__(self) -> None:
+        if self.bucket and self.renormalised:
+            raise ValueError("renormalised top-k knows no mass outside the kept tokens, so it has no bucket")
         for names, length in ((self.entry_fields, self.kept), (self.token_fields, self.tokens)):
             for name in names:
                 if getattr(self, name).shape != (length,):
                     raise ValueError(
                         f"{name} must have shape ({length},), got {tuple(getattr(self, name).shape)}"
                     )
+
+    @classmethod
+    def renormalised_top_k(cls, ids: Tensor, scores: Tensor, temperature: float = 1.0) -> SparseTargets:
+        """The k best tokens of a teacher that gives neither the others nor their mass.
+
+        Where log-probabilities are to be had, their sum gives the tail: keep it, as a bucket.
+
+        Args:
+            ids: int64 `[tokens, k]`, different within a position.
+            scores: `[tokens, k]`, logits or log-probabilities at T = 1, up to a constant a position.
+            temperature: T > 0, applied here.
+
+        Raises:
+            ValueError: shapes that differ, an id that comes twice, or T not positive.
+        """
+        if ids.dim() != 2 or ids.shape != scores.shape or ids.shape[1] < 1:
+            raise ValueError(
+                f"ids and scores must both be [tokens, k], got {tuple(ids.shape)} and {tuple(scores.shape)}"
+            )
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        check_distinct(ids)
+        weights = (scores.double() / temperature).softmax(-1)
+        tokens, k = ids.shape
+        return SparseTargets(
+            ids.flatten(),
+            weights.flatten().float(),
+            torch.arange(tokens + 1, device=ids.device) * k,
+            torch.zeros(tokens, device=ids.device),
+            torch.special.entr(weights).sum(-1).float(),
+            temperature=temperature,
+            renormalised=True,
+        )
+
+    @property
+    def kind(self) -> str:
+        """Which of the three: "unbiased", "bucket" or "renormalised"."""
+        return "bucket" if self.bucket else "renormalised" if self.renormalised else "unbiased"
 
     @property
     def tokens(self) -> int:
@@ -149,7 +196,7 @@ class SparseTargets:
         if not parts:
             raise ValueError("cat needs at least one part")
         first = parts[0]
-        if any((p.bucket, p.temperature) != (first.bucket, first.temperature) for p in parts):
+        if any((p.kind, p.temperature) != (first.kind, first.temperature) for p in parts):
             raise ValueError("targets of different kinds or temperatures cannot be joined")
         starts = torch.tensor([0, *(p.kept for p in parts)]).cumsum(0).tolist()
         offsets = [p.offsets[:-1] + start for p, start in zip(parts, starts, strict=False)]
@@ -158,9 +205,94 @@ class SparseTargets:
             for name in (*first.entry_fields, *first.token_fields)
         }
         joined["offsets"] = torch.cat([*offsets, first.offsets.new_tensor([starts[-1]])])
-        return type(first)(**joined, bucket=first.bucket, temperature=first.temperature)
+        return replace(first, **joined)
 
     def _with(self, offsets: Tensor, entries: Tensor | slice, rows: Tensor | slice) -> Self:
         picked = {name: getattr(self, name)[entries] for name in self.entry_fields}
         picked |= {name: getattr(self, name)[rows] for name in self.token_fields}
-        return type(self)(offsets=offsets, **picked, bucket=self.bucket, temperature=self.temperature)
+        return replace(self, offsets=offsets, **picked)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredTokens:
+    """What the teacher thinks of tokens that the student chose, k at each of `tokens` positions.
+
+    Two kinds. The student's own top-k, all else being one bucket whose mass follows from the sum: the loss is
+    the KL between the distributions over scored tokens and bucket. A student's 16 likeliest tokens hold most
+    of its mass, and reverse KL weighs by the student's mass. And the one token that the student drew: then the
+    loss is an estimate that is right on average over the draws. Both serve reverse KL and skew reverse KL.
+
+    Args:
+        ids: int64 `[tokens, k]`, different within a position.
+        teacher_logprobs: `[tokens, k]`, the teacher's log-probabilities of them at `temperature`; minus infinity
+            for what the teacher forbids or lacks, such as padding columns.
+        sampled: whether `ids` are drawn from the student itself, at `temperature`; then k is 1.
+        temperature: at which the teacher's distribution was taken; the loss must use the same.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+
+    ids: Tensor
+    teacher_logprobs: Tensor
+    sampled: bool = False
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.ids.dim() != 2 or self.ids.shape[1] < 1 or self.ids.shape != self.teacher_logprobs.shape:
+            raise ValueError(
+                "ids and teacher_logprobs must both be [tokens, k], "
+                f"got {tuple(self.ids.shape)} and {tuple(self.teacher_logprobs.shape)}"
+            )
+        if self.sampled and self.ids.shape[1] != 1:
+            raise ValueError(f"sampled tokens are one a position, got {self.ids.shape[1]}")
+
+    @property
+    def tokens(self) -> int:
+        """How many positions."""
+        return self.ids.shape[0]
+
+    def log_tail(self) -> Tensor:
+        """float64 `[tokens]`: the log of the teacher's mass on all tokens that are not scored.
+
+        At least log 1e-7: what log-probabilities in fp32 leave over is not known better, and a bucket that is
+        almost empty must stay a finite place to push the student out of.
+        """
+        return (1 - self.teacher_logprobs.double().exp().sum(-1)).clamp(min=1e-7).log()
+
+    def select(self, rows: Tensor | slice) -> ScoredTokens:
+        """The positions picked by a slice, an int64 index or a bool mask, in that order."""
+        return replace(self, ids=self.ids[rows], teacher_logprobs=self.teacher_logprobs[rows])
+
+    def split(self, size: int) -> list[ScoredTokens]:
+        """Runs of `size` positions, the last one shorter; views, not copies."""
+        return [self.select(slice(start, start + size)) for start in range(0, self.tokens, size)]
+
+    def to(self, device: torch.device | str) -> ScoredTokens:
+        """The same targets on another device."""
+        return replace(self, ids=self.ids.to(device), teacher_logprobs=self.teacher_logprobs.to(device))
+
+    @classmethod
+    def cat(cls, parts: Sequence[ScoredTokens]) -> ScoredTokens:
+        """The positions of all parts, one after another.
+
+        Raises:
+            ValueError: no parts, or parts of different kind, temperature or k.
+        """
+        if not parts:
+            raise ValueError("cat needs at least one part")
+        kinds = {(p.sampled, p.temperature, p.ids.shape[1]) for p in parts}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"scored tokens of different (sampled, temperature, k) cannot be joined: {kinds}"
+            )
+        joined = (torch.cat([p.ids for p in parts]), torch.cat([p.teacher_logprobs for p in parts]))
+        return cls(*joined, sampled=parts[0].sampled, temperature=parts[0].temperature)
+
+
+def check_distinct(ids: Tensor) -> None:
+    """Raise ValueError if an id comes twice in a row of `[tokens, k]`."""
+    ordered = ids.sort(-1).values
+    twice = (ordered.diff(dim=-1) == 0).any(-1)
+    if twice.any():
+        raise ValueError(f"an id comes twice at position {int(twice.nonzero()[0])}")

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stillroom.losses import divergences, sparse
+from stillroom.losses import divergences, scored, sparse
 from stillroom.losses.heads import Head, operand
-from stillroom.losses.targets import SparseTargets, TeacherHead
+from stillroom.losses.targets import ScoredTokens, SparseTargets, TeacherHead
 
 Divergence = Callable[..., Tensor]
+Teacher = TeacherHead | SparseTargets | ScoredTokens | Tensor
+Piece = SparseTargets | ScoredTokens | Tensor
 DIVERGENCES: dict[str, Divergence] = {
     "forward_kl": divergences.forward_kl,
     "reverse_kl": divergences.reverse_kl,
     "jensen_shannon": divergences.jensen_shannon,
     "skew_kl": divergences.skew_kl,
+    "skew_reverse_kl": divergences.skew_reverse_kl,
+    "alpha_beta": divergences.alpha_beta,
     "total_variation": divergences.total_variation,
+    "renormalised_kl": sparse.renormalised_kl,
 }
 
 
@@ -26,7 +33,7 @@ DIVERGENCES: dict[str, Divergence] = {
 class Compared:
     """What one chunk of student logits is compared with; None where a term is off."""
 
-    teacher: SparseTargets | Tensor | None
+    teacher: Piece | None
     labels: Tensor | None
 
 
@@ -38,7 +45,7 @@ class Terms:
         ValueError: settings that do not fit each other.
     """
 
-    teacher: TeacherHead | SparseTargets | Tensor | None
+    teacher: Teacher | None
     labels: Tensor | None
     hard: float
     soft: float
@@ -53,13 +60,23 @@ class Terms:
             raise ValueError("a soft term needs a teacher")
         if isinstance(self.divergence, str) and self.divergence not in DIVERGENCES:
             raise ValueError(f"unknown divergence {self.divergence!r}; known: {', '.join(DIVERGENCES)}")
-        if isinstance(self.teacher, SparseTargets) and self.divergence not in (
-            "forward_kl",
-            divergences.forward_kl,
-        ):
-            raise ValueError(
-                f"sparse targets serve forward_kl only, since only that is linear in p; got {self.divergence!r}"
-            )
+        name = _named(self.divergence)[0]
+        if isinstance(self.teacher, SparseTargets):
+            sparse.check_kind(self.teacher, name or self.divergence)
+        elif isinstance(self.teacher, ScoredTokens):
+            if name not in ("reverse_kl", "skew_reverse_kl"):
+                raise ValueError(
+                    f"scored tokens serve reverse_kl and skew_reverse_kl only, got {name or self.divergence!r}"
+                )
+            divergences.check_skew(self._skew)
+        elif name == "renormalised_kl":
+            raise ValueError("renormalised_kl wants a renormalised top-k as SparseTargets; use forward_kl")
+
+    @property
+    def _skew(self) -> float:
+        """alpha of (skew) reverse KL on scored tokens."""
+        name, settings = _named(self.divergence)
+        return settings.get("alpha", divergences.SKEW) if name == "skew_reverse_kl" else 0.0
 
     def check(self, tokens: int, vocab: int) -> None:
         """Raise ValueError unless teacher and labels fit a student of this many positions and columns."""
@@ -69,6 +86,9 @@ class Terms:
             return
         if isinstance(self.teacher, SparseTargets):
             sparse.check_targets(self.teacher, (tokens, vocab), self.temperature)
+            return
+        if isinstance(self.teacher, ScoredTokens):
+            scored.check_shape(self.teacher, (tokens, vocab), self.temperature)
             return
         states = self.teacher.hidden if isinstance(self.teacher, TeacherHead) else self.teacher
         if states is not None and (states.dim() != 2 or states.shape[0] != tokens):
@@ -85,13 +105,17 @@ class Terms:
         cut = labels.split(size) if labels is not None else [None] * len(pieces)
         yield from (
             (piece, Compared(teacher, answer))
-            for piece, teacher, answer in zip(pieces, self._teachers(rows, size), cut, strict=True)
+            for piece, teacher, answer in zip(pieces, self._teachers(rows, size, vocab), cut, strict=True)
         )
 
-    def _teachers(self, rows: Tensor, size: int) -> Iterator[SparseTargets | Tensor | None]:
+    def _teachers(self, rows: Tensor, size: int, vocab: int) -> Iterator[Piece | None]:
         teacher = self.teacher if self.soft else None
         if isinstance(teacher, SparseTargets):
             yield from teacher.select(rows).split(size)
+        elif isinstance(teacher, ScoredTokens):
+            chosen = teacher.select(rows)  # what padding positions hold need not make sense
+            scored.check_scores(chosen, vocab, self._skew)
+            yield from chosen.split(size)
         elif isinstance(teacher, TeacherHead):
             head, hidden = Head.of(teacher), teacher.hidden.detach()
             yield from (head.logits(operand(hidden[piece], hidden)) for piece in rows.split(size))
@@ -117,17 +141,27 @@ class Terms:
                 slope = second if slope is None else slope.add_(second)
         return soft, hard, slope
 
-    def _soft(
-        self, logits: Tensor, teacher: SparseTargets | Tensor, gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def _soft(self, logits: Tensor, teacher: Piece, gradient: bool) -> tuple[Tensor, Tensor | None]:
         if isinstance(teacher, SparseTargets):
             return sparse.value_and_gradient(logits, teacher, self.temperature, gradient=gradient)
+        if isinstance(teacher, ScoredTokens):
+            return scored.value_and_gradient(logits, teacher, self.temperature, self._skew, gradient=gradient)
         function = DIVERGENCES[self.divergence] if isinstance(self.divergence, str) else self.divergence
         with torch.set_grad_enabled(gradient):
             leaf = logits.detach().requires_grad_(gradient)
             values = function(leaf, teacher, temperature=self.temperature)
             slope = torch.autograd.grad(values.sum(), leaf)[0] if gradient else None
         return values.detach(), slope
+
+
+def _named(divergence: str | Divergence) -> tuple[str | None, dict[str, Any]]:
+    """The name and the settings of a divergence given by name, as its function or as a partial of that."""
+    if isinstance(divergence, str):
+        return divergence, {}
+    function, settings = divergence, {}
+    if isinstance(divergence, partial):
+        function, settings = divergence.func, divergence.keywords
+    return next((name for name, known in DIVERGENCES.items() if known is function), None), settings
 
 
 def _certain(labels: Tensor) -> SparseTargets:

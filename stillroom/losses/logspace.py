@@ -1,0 +1,20 @@
+"""Sums over log-probabilities in which minus infinity, an event without mass, is welcome."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """sum p (log p - log q) over the last dimension; an event without mass in p adds nothing, whatever q says."""
+    nothing = log_p == -math.inf
+    # Both factors are filled, not the product: 0 * inf is NaN in the value, and again in the gradient.
+    return (log_p.exp() * (log_p.masked_fill(nothing, 0) - log_q.masked_fill(nothing, 0))).sum(-1)
+
+
+def log_sum(logs: Tensor) -> Tensor:
+    """logsumexp over the last dimension; a row without any mass gives minus infinity and a gradient of zero."""
+    empty = (logs == -math.inf).all(-1)  # torch.logsumexp would give such a row a gradient of NaN
+    return logs.masked_fill(empty.unsqueeze(-1), 0).logsumexp(-1).masked_fill(empty, -math.inf)
