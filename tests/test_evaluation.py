@@ -146,9 +146,9 @@ def test_the_system_prompt_of_teaching_is_put_before_items_without_one(tmp_path:
         ("[1]\n", "line 1 is not a JSON object"),
         ('{"prompt": "a", "answer": "{}"}\n{"prompt": \n', "line 2 is not JSON"),
         ('{"prompt": "a"}\n', "item 1 has no reference"),
-        ('{"reference": "{}"}\n', "item 1 has no question"),
-        ('{"messages": [{"role": "user"}], "reference": "{}"}\n', "item 1 has no question"),
-        ('{"messages": [{"role": "assistant", "content": "{}"}]}\n', "item 1 has no"),
+        ('{"reference": "{}"}\n', "item 1: there is no question"),
+        ('{"messages": [{"role": "user"}], "reference": "{}"}\n', "item 1: messages are not chat messages"),
+        ('{"messages": [{"role": "assistant", "content": "{}"}]}\n', "item 1: there is no question"),
         ('{"prompt": "a", "answer": "refund"}\n', "item 1: the reference is not a JSON object"),
     ],
 )

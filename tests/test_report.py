@@ -18,6 +18,7 @@ import pytest
 import yaml
 from finished_run import COUNTS, HOSTILE, QUALITY, TASK, finished_run, gguf_file, likelihood, rows, samples
 
+from stillroom.contracts.errors import RecipeError
 from stillroom.contracts.records import ResultRow
 from stillroom.report.cards import dataset_card, model_card, public_name
 from stillroom.report.console import console_table, results_table
@@ -267,16 +268,14 @@ def test_a_local_student_is_no_base_model_and_no_folder_of_the_machine_is_told(t
     assert public_name("Qwen/Qwen2.5-7B-Instruct") == "Qwen/Qwen2.5-7B-Instruct"
 
 
-def test_an_api_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
-    run = finished_run(
-        tmp_path,
-        teacher={"model": "big", "api": "https://me:s3cret@example.org/v1"},
-        student={"model": "someone/small"},
-        teach={"signal": {"kind": "top-k"}},
-    )
-    html = write_report(run).read_text()
-    assert "s3cret" not in html
-    assert "example.org" in html
+def test_an_api_address_is_shown_and_one_with_a_password_is_refused(tmp_path: Path) -> None:
+    api = {"student": {"model": "someone/small"}, "teach": {"signal": {"kind": "top-k"}}}
+    run = finished_run(tmp_path, teacher={"model": "big", "api": "https://example.org/v1"}, **api)
+    assert "example.org" in write_report(run).read_text()
+    with pytest.raises(RecipeError) as refusal:
+        finished_run(tmp_path, teacher={"model": "big", "api": "https://me:s3cret@example.org/v1"}, **api)
+    assert "OPENAI_API_KEY" in str(refusal.value)
+    assert "s3cret" not in str(refusal.value)
 
 
 def test_the_dataset_card_counts_every_step(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ after: the head's gradient is a sum over tokens and cannot be reweighted later.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from stillroom.losses.divergences import widened
 from stillroom.losses.heads import Head, HeadGradients, LoRA, operand
+from stillroom.losses.sharded import check_positions, whole, whole_head
 from stillroom.losses.terms import Divergence, Teacher, Terms
 
 
@@ -59,6 +60,12 @@ def fused_linear_divergence(
     Sums are kept in at least fp32 and the common scale of the weights is applied last, so that halves do not
     underflow. Positions of weight 0 never reach the head. The teacher gets no gradient.
 
+    Weights, biases and adapters of student and teacher may be DTensors, as `fully_shard` leaves them outside
+    the forward pass of the module it wraps. They are gathered for the pass, by all ranks together, and their
+    gradients come back sharded and averaged over the ranks, as those of all other parameters under DDP and
+    `fully_shard`. So on N averaging ranks, weights of N / selected tokens of the whole step give the gradients
+    of one process.
+
     Args:
         student_hidden: `[tokens, hidden]`, any floating dtype.
         student_weight: `[vocab, hidden]`; its gradient is not computed when it is frozen.
@@ -81,8 +88,8 @@ def fused_linear_divergence(
         student_lora: (A `[rank, hidden]`, B `[vocab, rank]`, scale): an adapter on the head, never merged.
 
     Raises:
-        ValueError: shapes or settings that do not fit, or a kind of targets that the divergence cannot
-            be had from without bias.
+        ValueError: shapes or settings that do not fit, positions that are spread over ranks, or a kind of
+            targets that the divergence cannot be had from without bias.
     """
     tokens, vocab = student_hidden.shape[0], student_weight.shape[0]
     if student_hidden.dim() != 2 or student_weight.shape[1:] != student_hidden.shape[1:]:
@@ -98,8 +105,13 @@ def fused_linear_divergence(
         raise ValueError(f"weights must have shape ({tokens},), got {tuple(weights.shape)}")
     terms = Terms(teacher, labels, hard, soft, divergence, temperature)
     terms.check(tokens, vocab)
+    check_positions(student_hidden, teacher)
+    if soft:
+        terms = replace(terms, teacher=whole_head(teacher))
     lora_a, lora_b, lora_scale = student_lora if student_lora is not None else (None, None, 1.0)
-    parameters = (student_hidden, student_weight, student_bias, lora_a, lora_b)
+    # Before anything that depends on which positions count: every rank must take part in the gathering.
+    head = (None if p is None else whole(p) for p in (student_weight, student_bias, lora_a, lora_b))
+    parameters = (student_hidden, *head)
     needed = [torch.is_grad_enabled() and p is not None and p.requires_grad for p in parameters]
     plan = _Plan(terms, weights.detach(), logit_scale, softcap, lora_scale, chunk_tokens, needed)
     loss, soft_values, hard_values = _Fused.apply(plan, *parameters)
