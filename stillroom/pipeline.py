@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom import __version__
+from stillroom.contracts.allocator import keep_freed_memory, release
 from stillroom.contracts.files import digest
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.runfolder import Manifest, Run, changes, fingerprint
@@ -201,6 +202,7 @@ def run_pipeline(
         until: stop after this stage, without a report unless it is the evaluation.
         again: run this stage although it holds.
     """
+    keep_freed_memory()
     ran = []
     for item in outlook(run):
         name = item.stage.name
@@ -208,6 +210,7 @@ def run_pipeline(
             progress.say(f"{name}: holds, skipped")
         else:
             _run_stage(run, item, progress)
+            release()
             ran.append(name)
         if name == until:
             break

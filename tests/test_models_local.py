@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.records import Reply, Request, Sampling
 from stillroom.models.local import LocalModel
+from stillroom.models.opening import WhenAsked
 from stillroom.models.sampling import draw, gumbel, nucleus
 
 STARTS = [
@@ -252,3 +253,19 @@ def test_the_nucleus_is_the_smallest_set_that_holds_the_mass() -> None:
     assert nucleus(logits, 0.74).isfinite().tolist() == [[False, True, False, True]]
     assert nucleus(logits, 0.76).isfinite().tolist() == [[False, True, True, True]]
     assert nucleus(logits, 0.01).isfinite().tolist() == [[False, True, False, False]]
+
+
+def test_a_teacher_that_is_never_asked_is_never_loaded(model: LocalModel) -> None:
+    loaded: list[LocalModel] = []
+
+    def load() -> LocalModel:
+        loaded.append(model)
+        return model
+
+    teacher = WhenAsked("stories", load)
+    teacher.close()
+    assert not loaded
+    first = next(iter(teacher.answer(requests(1), GREEDY)))
+    assert first[1].text == answers(model, requests(1), GREEDY)["key-0"].text
+    assert list(teacher.logits([])) == []
+    assert len(loaded) == 1
