@@ -5,9 +5,10 @@
     python benchmarks/losses.py --device cuda --json losses.json
 
 Each variant runs in a process of its own, the sizes and the seed being the same. Time is the median of the runs after
-one that is not counted. Memory is what the first run takes at its peak beyond inputs and gradients. The bare products
-are the limit: the student's logits and the two products of its gradients, chunk by chunk, and for a live teacher its
-logits too, with nothing computed from them.
+one that is not counted. Memory is what the first run takes at its peak beyond inputs and gradients; these count in the
+dtype in which they are summed, which for ours is float32 whatever comes in. The bare products are the limit: the
+student's logits and the two products of its gradients, chunk by chunk, and for a live teacher its logits too, with
+nothing computed from them.
 """
 
 from __future__ import annotations
@@ -64,9 +65,8 @@ class Inputs:
         self.teacher_hidden = normal(size.tokens, size.teacher)
         self.teacher_weight = normal(size.vocab, size.teacher, scale=3 * size.teacher**-0.5)
 
-    @property
-    def gradient_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.student_hidden, self.student_weight))
+    def gradient_bytes(self, itemsize: int) -> int:
+        return itemsize * (self.student_hidden.numel() + self.student_weight.numel())
 
 
 def bare_products(inputs: Inputs, live: bool) -> Callable[[], None]:
@@ -171,7 +171,8 @@ def measure(variant: str, size: Size, device: str, runs: int) -> dict[str, float
     """Median seconds and extra peak bytes of one variant, in this process."""
     inputs = Inputs(size, device)
     run = VARIANTS[variant](inputs)
-    extra = _peak(run, inputs, device)
+    itemsize = max(4, size.dtype.itemsize) if variant.startswith("ours") else size.dtype.itemsize
+    extra = _peak(run, device) - inputs.gradient_bytes(itemsize)
     seconds = []
     for _ in range(runs):
         _clear(inputs)
@@ -183,7 +184,7 @@ def measure(variant: str, size: Size, device: str, runs: int) -> dict[str, float
     return {"seconds": statistics.median(seconds), "spread": max(seconds) - min(seconds), "extra": extra}
 
 
-def _peak(run: Callable[[], None], inputs: Inputs, device: str) -> float:
+def _peak(run: Callable[[], None], device: str) -> float:
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -195,7 +196,7 @@ def _peak(run: Callable[[], None], inputs: Inputs, device: str) -> float:
         before = _resident("VmRSS")
         run()
         peak = _resident("VmHWM")
-    return peak - before - inputs.gradient_bytes
+    return peak - before
 
 
 def _resident(field: str) -> int:

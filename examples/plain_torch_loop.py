@@ -3,6 +3,7 @@
 import tempfile
 
 import torch
+from torch.nn import Embedding, Linear, Parameter, Sequential, Tanh
 
 from stillroom.losses import fused_linear_divergence
 from stillroom.signals import Book, BookHeader, Signals, capture, token_keys
@@ -11,20 +12,9 @@ torch.manual_seed(0)
 VOCAB, WIDTH, LENGTH = 1000, 32, 64
 sequences = torch.randint(VOCAB, (128, LENGTH))
 mask = torch.arange(LENGTH) > 0  # every token but the first is predicted
-
-
-def language_model() -> torch.nn.Module:
-    """As small as can be: the next token from this one."""
-    return torch.nn.Sequential(
-        torch.nn.Embedding(VOCAB, WIDTH), torch.nn.Linear(WIDTH, WIDTH), torch.nn.Tanh()
-    )
-
-
-teacher, teacher_head = language_model(), torch.randn(VOCAB, WIDTH)
-student, student_head = language_model(), torch.nn.Parameter(torch.zeros(VOCAB, WIDTH))
-header = BookHeader(
-    "toy-tokenizer", "no-template", VOCAB, temperature=1.0, kind="head+draws", budget=36, teacher="toy"
-)
+teacher, student = (Sequential(Embedding(VOCAB, WIDTH), Linear(WIDTH, WIDTH), Tanh()) for _ in range(2))
+teacher_head, student_head = torch.randn(VOCAB, WIDTH), Parameter(torch.zeros(VOCAB, WIDTH))
+header = BookHeader("toy", "plain", VOCAB, temperature=1.0, kind="head+draws", budget=36, teacher="toy")
 
 with tempfile.TemporaryDirectory() as folder:
     with Book.create(folder, header) as book, torch.no_grad():
@@ -33,7 +23,7 @@ with tempfile.TemporaryDirectory() as folder:
             keys = token_keys(book.key(tokens, mask), torch.arange(1, LENGTH))
             book.append(tokens, mask, capture(logits, keys=keys, temperature=1.0, budget=36))
 
-    book = Book.open(folder, tokenizer="toy-tokenizer", temperature=1.0)
+    book = Book.open(folder, tokenizer="toy", temperature=1.0)
     optimiser = torch.optim.AdamW([*student.parameters(), student_head], lr=1e-2)
     for epoch in range(6):
         total = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from functools import partial
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stillroom.losses import (
+    ScoredTokens,
     SparseTargets,
     TeacherHead,
     alpha_beta,
@@ -536,29 +539,125 @@ def test_without_grad_mode_the_value_is_the_same_and_nothing_is_kept() -> None:
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_inputs_are_summed_in_fp32(dtype: torch.dtype) -> None:
-    p = problem(tokens=300, dtype=dtype)
-    wide = {k: v.detach().double() if v.is_floating_point() else v for k, v in p.items()}
-    weights = torch.full((300,), 1e-6)  # far below what a half can hold as a gradient of logits
-    leaves = [wide[k].requires_grad_() for k in ("hidden", "weight")]
-    want = fused_linear_divergence(
-        *leaves, TeacherHead(wide["teacher_hidden"], wide["teacher_weight"]), weights=weights.double()
-    )
-    want_grads = torch.autograd.grad(want.loss * 65536, leaves)
+HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+
+
+def halves(dtype: torch.dtype, tokens: int, **sizes: int) -> tuple[list[Tensor], TeacherHead, list[Tensor]]:
+    """Hidden states and weight in halves with their teacher, and the float64 gradients of the mean forward KL."""
+    p = problem(tokens=tokens, dtype=dtype, **sizes)
+    teacher = TeacherHead(p["teacher_hidden"], p["teacher_weight"])
+    wide = [p[k].detach().double().requires_grad_() for k in ("hidden", "weight")]
+    teacher_logits = teacher.hidden.double() @ teacher.weight.double().T
+    value = forward_kl(wide[0] @ wide[1].T, teacher_logits).mean()
+    return [p["hidden"], p["weight"]], teacher, [value.detach(), *torch.autograd.grad(value, wide)]
+
+
+@HALVES
+def test_gradients_of_halves_do_not_underflow_and_lose_nothing_to_many_chunks(dtype: torch.dtype) -> None:
+    leaves, teacher, (value, *want) = halves(dtype, tokens=300)
+    weights = torch.full((300,), 1e-6)  # far below what fp16 can hold as a gradient of logits
+    got = fused_linear_divergence(*leaves, teacher, weights=weights, chunk_tokens=7)
+    grads = torch.autograd.grad(got.loss * 65536, leaves)
+    times = 300e-6
+    assert got.loss.dtype == torch.float32
+    torch.testing.assert_close(got.loss.double(), times * value, rtol=1e-3, atol=0)
+    for g, w in zip(grads, want, strict=True):
+        assert g.dtype == dtype
+        w = 65536 * times * w
+        torch.testing.assert_close(g.double(), w, rtol=1e-2, atol=1e-2 * float(w.abs().max()))
+
+
+def distance(got: Tensor, want: Tensor) -> float:
+    return float((got.detach().double() - want).norm() / want.norm())
+
+
+@HALVES
+def test_halves_are_never_further_from_float64_than_a_dense_loop_in_halves(dtype: torch.dtype) -> None:
+    leaves, teacher, (value, *want) = halves(dtype, tokens=128, vocab=2000, hidden=64)
+    ours = fused_linear_divergence(*leaves, teacher, chunk_tokens=16)
+    dense = forward_kl((leaves[0] @ leaves[1].T).float(), (teacher.hidden @ teacher.weight.T).float()).mean()
+    assert distance(ours.loss, value) <= 1.02 * distance(dense, value) + 1e-6
+    grads, theirs = (torch.autograd.grad(loss, leaves) for loss in (ours.loss, dense))
+    for g, t, w in zip(grads, theirs, want, strict=True):
+        assert distance(g, w) <= 1.02 * distance(t, w)
+
+
+@HALVES
+def test_hidden_states_in_fp32_buy_unrounded_logits_from_a_head_in_halves(dtype: torch.dtype) -> None:
+    leaves, teacher, (value, *want) = halves(dtype, tokens=30)
+    hidden = leaves[0].detach().float().requires_grad_()
+    teacher = TeacherHead(teacher.hidden.float(), teacher.weight)
+    got = fused_linear_divergence(hidden, leaves[1], teacher, chunk_tokens=7)
+    grads = torch.autograd.grad(got.loss, (hidden, leaves[1]))
+    torch.testing.assert_close(got.loss.double(), value, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grads[0].double(), want[0], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(grads[1], want[1].to(dtype), rtol=1e-2, atol=1e-6)
+
+
+def test_equal_heads_in_halves_have_the_value_and_gradient_zero() -> None:
+    leaves, _, _ = halves(torch.bfloat16, tokens=20)
+    equal = fused_linear_divergence(*leaves, TeacherHead(leaves[0], leaves[1]), chunk_tokens=6)
+    assert equal.loss == 0
+    assert all((g == 0).all() for g in torch.autograd.grad(equal.loss, leaves))
+
+
+@pytest.mark.parametrize("kind", ["head", "logits", "every token", "bucket", "scored"])
+def test_rows_worked_on_a_few_at_a_time_give_what_all_at_once_give(kind: str) -> None:
+    """With so large a vocabulary, chunks of 3 are cut again, for student and teacher apart."""
+    p, vocab = problem(tokens=5, vocab=200_003, hidden=3), 200_003
+    weights = p["weights"].clone()
+    weights[1] = 0
+    z = p["teacher_hidden"] @ p["teacher_weight"].T
+    scored = kind == "scored"
+    teacher = {
+        "head": lambda: TeacherHead(p["teacher_hidden"], p["teacher_weight"]),
+        "logits": lambda: z,
+        "every token": lambda: all_kept(z),
+        "bucket": lambda: top_k(z, 9),
+        "scored": lambda: ScoredTokens(torch.arange(vocab).expand(5, -1), z.log_softmax(-1)),
+    }[kind]()
     got = fused_linear_divergence(
         p["hidden"],
         p["weight"],
-        TeacherHead(p["teacher_hidden"], p["teacher_weight"]),
+        teacher,
         weights=weights,
-        chunk_tokens=7,
+        labels=p["labels"],
+        hard=0.4,
+        divergence="reverse_kl" if scored else "forward_kl",
+        student_bias=p["bias"],
+        softcap=5.0,
+        logit_scale=0.7,
+        chunk_tokens=3,
+        student_lora=(p["a"], p["b"], 0.5),
     )
-    grads = torch.autograd.grad(got.loss * 65536, (p["hidden"], p["weight"]))
-    assert got.loss.dtype == torch.float32
-    torch.testing.assert_close(got.loss.double(), want.loss, rtol=1e-5, atol=0)
-    for g, w in zip(grads, want_grads, strict=True):
-        assert g.dtype == dtype
-        torch.testing.assert_close(g.double(), w, rtol=1e-2, atol=1e-2 * float(w.abs().max()))
+    logits = plain_logits(p)
+    soft = sparse_forward_kl(logits, top_k(z, 9)) if kind == "bucket" else None
+    if soft is None:
+        soft = (reverse_kl if scored else forward_kl)(logits, z)
+    hard = torch.nn.functional.cross_entropy(logits, p["labels"], reduction="none")
+    want = ((soft + 0.4 * hard) * weights).sum()
+    torch.testing.assert_close(got.loss, want, rtol=1e-5, atol=1e-6)
+    for g, w in zip(
+        torch.autograd.grad(got.loss, [p[k] for k in PARAMETERS]),
+        torch.autograd.grad(want, [p[k] for k in PARAMETERS]),
+        strict=True,
+    ):
+        torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5 * float(w.abs().max()))
+
+
+def test_backward_can_be_repeated_and_a_gradient_changed_between_is_not_taken_for_one() -> None:
+    p = problem(dtype=torch.float32)
+    fused = fused_linear_divergence(p["hidden"], p["weight"], torch.zeros(11, 37))
+    for _ in range(2):
+        fused.loss.backward(retain_graph=True)
+        first = p["weight"].grad.clone()
+        p["weight"].grad.zero_()
+    assert (first != 0).any()
+    (again,) = torch.autograd.grad(fused.loss, p["weight"], retain_graph=True)
+    torch.testing.assert_close(again, first)
+    again.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        fused.loss.backward()
 
 
 def test_fused_is_not_narrowed_by_autocast() -> None:
@@ -636,6 +735,33 @@ def test_micro_batches_add_up_to_one_batch() -> None:
     torch.testing.assert_close(reduce(values, mask, count), values[mask].mean(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["head", "sparse"])
+def test_padding_on_either_side_and_packing_change_neither_loss_nor_gradients(kind: str) -> None:
+    p, results = problem(), []
+    first, second, pad = list(range(4)), list(range(4, 11)), [-1] * 3
+    for layout in (first + second, pad + first + second, first + pad + second, second + pad + first):
+        places = torch.tensor(layout)
+        mask, rows = places >= 0, places.clamp(min=0)
+        states = p["teacher_hidden"][rows].masked_fill(~mask[:, None], math.nan)
+        teacher: TeacherHead | SparseTargets = TeacherHead(states, p["teacher_weight"])
+        if kind == "sparse":
+            teacher = top_k(p["teacher_hidden"] @ p["teacher_weight"].T, 5).select(rows)
+        loss = fused_linear_divergence(
+            p["hidden"][rows].masked_fill(~mask[:, None], math.nan),
+            p["weight"],
+            teacher,
+            weights=token_weights(mask, 11),
+            labels=p["labels"][rows].masked_fill(~mask, -100),
+            hard=0.5,
+            chunk_tokens=4,
+        ).loss
+        results.append((loss.detach(), *torch.autograd.grad(loss, (p["hidden"], p["weight"]))))
+    assert (results[0][1] != 0).any()
+    for other in results[1:]:
+        for got, want in zip(other, results[0], strict=True):
+            torch.testing.assert_close(got, want)
+
+
 @pytest.mark.parametrize("name", [n for n in DIVERGENCES if n != "forward_kl"])
 def test_divergences_that_are_not_linear_in_p_refuse_sparse_targets(name: str) -> None:
     p = problem()
@@ -667,25 +793,37 @@ def test_fused_refuses_what_does_not_fit(wrong: dict) -> None:
         fused_linear_divergence(**{**arguments, **wrong})
 
 
-def test_the_pass_never_holds_all_the_logits() -> None:
-    """No tensor with tokens * vocab elements is made, forwards or backwards."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+class Live(TorchDispatchMode):
+    """The largest tensor made, in elements, and the most bytes of tensors alive at once."""
 
-    largest = 0
+    largest = most = 0
 
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(tensor, Tensor):
-                    largest = max(largest, tensor.numel())
-            return out
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
-    p = problem(tokens=200, vocab=500, hidden=8)
-    with Watch():
-        fused = fused_linear_divergence(
-            p["hidden"], p["weight"], TeacherHead(p["teacher_hidden"], p["teacher_weight"]), chunk_tokens=16
-        )
-        fused.loss.backward()
-    assert 16 * 500 <= largest < 200 * 500 / 5
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.numel())
+                storage = tensor.untyped_storage()
+                self.alive.setdefault(storage.data_ptr(), (weakref.ref(tensor), storage.nbytes()))
+        self.alive = {key: pair for key, pair in self.alive.items() if pair[0]() is not None}
+        self.most = max(self.most, sum(size for _, size in self.alive.values()))
+        return out
+
+
+@pytest.mark.parametrize("kind", ["head", "sparse"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_pass_never_holds_more_than_two_chunks_of_logits(kind: str, dtype: torch.dtype) -> None:
+    """Forwards or backwards, all that is computed on the way counted, gradients and inputs apart."""
+    p = problem(tokens=260, vocab=32_768, hidden=4, dtype=dtype)
+    teacher: TeacherHead | SparseTargets = TeacherHead(p["teacher_hidden"], p["teacher_weight"])
+    if kind == "sparse":
+        teacher = top_k((p["teacher_hidden"] @ p["teacher_weight"].T).float(), 8)
+    chunk, gradient = 256, 4 * p["weight"].numel() * 2  # in fp32, and again for backward
+    with Live() as seen:
+        fused_linear_divergence(p["hidden"], p["weight"], teacher, chunk_tokens=chunk).loss.backward()
+    assert seen.largest == chunk * 32_768
+    assert chunk * 32_768 * 2 <= seen.most <= 2 * chunk * 32_768 * 4 + gradient

@@ -3,10 +3,14 @@
     divergences   forward and reverse KL, their skew forms, Jensen-Shannon, alpha-beta, total variation over
                   whole vocabularies
     taid          forward KL to a target that moves from the student to the teacher
-    targets       what a teacher can hand over: SparseTargets, ScoredTokens, TeacherHead
+    targets       what a teacher can hand over once for all: SparseTargets
+    scores        its word on a few tokens of the student's choice: ScoredTokens
+    heads         its hidden states and head: TeacherHead
     sparse        forward KL against a few kept tokens of the teacher
     scored        reverse KL against the teacher's word on a few tokens of the student's choice
-    fused         the same terms straight from hidden states, chunk by chunk, never all the logits at once
+    fused         the same terms straight from hidden states, chunk by chunk, never all the logits at once;
+                  out of terms (what is compared), slopes (gradients by dense logits) and products (of matrices)
+    sharded       heads spread over ranks (DTensors under fully_shard): gathered, their gradients averaged
     layers        which layers of two models are matched
     hidden        hidden states: MSE, cosine, projections between widths, hints, weights of components
     attention     attention maps and query, key or value relations
@@ -33,14 +37,16 @@ from stillroom.losses.divergences import (
     total_variation,
 )
 from stillroom.losses.fused import FusedLoss, fused_linear_divergence
+from stillroom.losses.heads import TeacherHead
 from stillroom.losses.hidden import Hint, MatchWeights, Projections, hidden_state_loss, weighted_components
 from stillroom.losses.layers import map_layers
 from stillroom.losses.reduction import reduce, token_weights
 from stillroom.losses.scored import scored_reverse_kl, scored_skew_reverse_kl
+from stillroom.losses.scores import ScoredTokens
 from stillroom.losses.spans import Aligned, align_spans, byte_spans, shared_tokens, token_bytes
 from stillroom.losses.sparse import renormalised_kl, sparse_forward_kl
 from stillroom.losses.taid import TaidSchedule, taid
-from stillroom.losses.targets import ScoredTokens, SparseTargets, TeacherHead
+from stillroom.losses.targets import SparseTargets
 
 __all__ = [
     "Aligned",

@@ -2,8 +2,11 @@
 
 The head is applied to `chunk_tokens` positions at a time, and the gradient by hidden states and head is
 taken in the same pass (as in Liger Kernel's fused linear losses; Hsu et al. 2024), so that the memory for
-logits is `chunk_tokens * vocab` however long the batch. That is why weights come in, and not a reduction
-after: the head's gradient is a sum over tokens and cannot be reweighted later.
+logits is at most that of two chunks in fp32, however long the batch. That is why weights come in, and not a
+reduction after: the head's gradient is a sum over tokens and cannot be reweighted later.
+
+A chunk's products are taken at once; what is computed from the logits is computed for a few rows at a time, and
+the gradient by the products takes their place.
 """
 
 from __future__ import annotations
@@ -16,9 +19,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stillroom.losses.divergences import widened
-from stillroom.losses.heads import Head, HeadGradients, LoRA, operand
+from stillroom.losses.heads import Head, HeadGradients, LoRA
+from stillroom.losses.products import operand, scaled
 from stillroom.losses.sharded import check_positions, whole, whole_head
 from stillroom.losses.terms import Divergence, Teacher, Terms
+
+# Elements of logits that are worked on at a time. A CPU keeps so few in its cache, which makes the many passes over
+# them several times faster than over a whole chunk; other devices want more at once.
+_STRIP = {"cpu": 1 << 19}
+_WIDE_STRIP = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,8 @@ def fused_linear_divergence(
 ) -> FusedLoss:
     """The weighted sum over tokens of soft * divergence + hard * cross-entropy, chunk by chunk.
 
-    Sums are kept in at least fp32 and the common scale of the weights is applied last, so that halves do not
-    underflow. Positions of weight 0 never reach the head. The teacher gets no gradient.
+    Sums are kept in at least fp32, and in fp16 the common scale of the weights is applied last, so that nothing
+    underflows. Positions of weight 0 never reach the head. The teacher gets no gradient.
 
     Weights, biases and adapters of student and teacher may be DTensors, as `fully_shard` leaves them outside
     the forward pass of the module it wraps. They are gathered for the pass, by all ranks together, and their
@@ -142,19 +151,31 @@ class _Plan:
         return Head(operand(weight, hidden), bias, self.logit_scale, self.softcap, lora)
 
     def run(self, head: Head, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, HeadGradients]:
-        """Loss, soft values, hard values, the weights' scale, and the gradients divided by that scale."""
+        """Loss, soft values, hard values, a scale, and the gradients divided by that scale."""
         sums = HeadGradients(head, hidden, self.needed)
+        gradient = any(self.needed) and bool(self.terms.soft or self.terms.hard)
         weights = self.weights.to(widened(hidden).dtype)
-        rows = weights.nonzero().squeeze(1)
-        scale = weights.abs().max() if rows.numel() else weights.new_zeros(())
+        rows, vocab = weights.nonzero().squeeze(1), head.weight.shape[0]
+        scale = weights.new_ones(())
+        if head.weight.dtype == torch.float16 and rows.numel():  # the others have the exponents of fp32
+            scale = weights.abs().max()
         soft, hard = torch.zeros_like(weights), torch.zeros_like(weights)
-        for piece, with_ in self.terms.over(rows, self.chunk_tokens, head.weight.shape[0]):
-            states = operand(hidden[piece], hidden)
-            logits = head.logits(states)
-            soft[piece], hard[piece], slope = self.terms.compare(logits, with_, any(self.needed))
-            if slope is not None:
-                slope.mul_((weights[piece] / scale)[:, None])
-                sums.add(head, states, head.before_scaling(slope, logits), piece)
+        chunks = rows.split(self.chunk_tokens) if rows.numel() else ()
+        step = max(1, _STRIP.get(hidden.device.type, _WIDE_STRIP) // vocab)
+        strips = self.terms.strips([strip for chunk in chunks for strip in chunk.split(step)], chunks, vocab)
+        buffer = head.buffer(min(self.chunk_tokens, len(rows)))
+        for chunk in chunks:
+            states = operand(hidden[chunk], hidden)
+            products = head.products(states, buffer)
+            for strip, some in zip(chunk.split(step), products.split(step), strict=True):
+                logits = head.logits(some)
+                soft[strip], hard[strip], slope = self.terms.compare(logits, *next(strips), gradient)
+                if slope is not None:
+                    slope = head.before_scaling(slope.mul_((weights[strip] / scale)[:, None]), logits)
+                    sums.add_bias(slope)
+                    some.copy_(slope)
+            if gradient:
+                sums.add(head, states, products, chunk)  # which now hold the gradient by themselves
         loss = ((self.terms.soft * soft + self.terms.hard * hard) * weights).sum()
         return loss, soft, hard, scale, sums
 
@@ -176,8 +197,7 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scale, *sums = ctx.saved_tensors
-        factor = scale * grad
         return None, *(
-            None if total is None else (total * factor).to(dtype)
+            None if total is None else scaled(total, scale * grad, dtype)
             for total, dtype in zip(sums, ctx.dtypes, strict=True)
         )

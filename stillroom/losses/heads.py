@@ -9,17 +9,36 @@ import torch
 from torch import Tensor
 
 from stillroom.losses.divergences import widened
-from stillroom.losses.targets import TeacherHead
+from stillroom.losses.products import accumulate, operand, product, product_dtype
 
 LoRA = tuple[Tensor, Tensor, float]
 
 
+@dataclass(frozen=True, eq=False)
+class TeacherHead:
+    """A teacher's last hidden states and its output head: its logits are computed chunk by chunk.
+
+    Args:
+        hidden: `[tokens, teacher hidden]`.
+        weight: `[teacher vocab, teacher hidden]`.
+        bias: `[teacher vocab]` or None.
+        logit_scale: what the head's output is multiplied by (Cohere, Granite).
+        softcap: cap c of `c * tanh(logits / c)` after scaling (Gemma), or None.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+
 @dataclass
 class Head:
-    """logits = cap(scale * (hidden W' + bias + LoRA)), in at least fp32.
+    """logits = cap(scale * (hidden W' + LoRA + bias)): products for a chunk, the rest for a few rows at a time.
 
-    Operands take the hidden states' dtype, as under autocast, and products leave in fp32. Where the device
-    has no product from halves to fp32 (CPUs), halves are widened first.
+    Operands take the hidden states' dtype, as under autocast. All but the products is in at least fp32; which
+    dtype products leave in is told in `stillroom.losses.products`.
     """
 
     weight: Tensor
@@ -39,14 +58,27 @@ class Head:
             teacher.softcap,
         )
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[tokens, hidden]` to `[tokens, vocab]`."""
-        out = product(hidden, self.weight.T)
-        if self.bias is not None:
-            out += self.bias
+    def buffer(self, tokens: int) -> Tensor:
+        """`[tokens, vocab]`, uninitialised: room for the products of a chunk, to be used again and again.
+
+        A fresh one for each chunk would be given back to the system and zeroed by it every time.
+        """
+        vocab, device = self.weight.shape[0], self.weight.device
+        return torch.empty(tokens, vocab, dtype=product_dtype(self.weight), device=device)
+
+    def products(self, hidden: Tensor, buffer: Tensor) -> Tensor:
+        """hidden W' + LoRA in the first rows of the buffer, from hidden states `[tokens, hidden]`."""
+        out = product(hidden, self.weight.T, out=buffer[: hidden.shape[0]])
         if self.lora is not None:
             a, b, scale = self.lora
-            out += product(product(hidden, a.T).to(b.dtype), b.T) * scale
+            accumulate(out, product(hidden, a.T).to(b.dtype), b.T, scale)
+        return out
+
+    def logits(self, products: Tensor) -> Tensor:
+        """The logits of some rows of products, in at least fp32; in place where those are that wide."""
+        out = widened(products)
+        if self.bias is not None:
+            out += self.bias
         if self.logit_scale != 1.0:
             out *= self.logit_scale
         if self.softcap is not None:
@@ -54,7 +86,7 @@ class Head:
         return out
 
     def before_scaling(self, slope: Tensor, logits: Tensor) -> Tensor:
-        """The gradient by the logits, in place made the gradient by `hidden W' + bias + LoRA`."""
+        """The gradient by the logits, in place made the gradient by `hidden W' + LoRA + bias`."""
         if self.softcap is not None:
             slope.mul_(1 - (logits / self.softcap) ** 2)
         return slope.mul_(self.logit_scale) if self.logit_scale != 1.0 else slope
@@ -75,13 +107,16 @@ class HeadGradients:
         self.bias = zeros(head.bias, needed[2])
         self.lora_a, self.lora_b = zeros(a, needed[3]), zeros(b, needed[4])
 
-    def add(self, head: Head, hidden: Tensor, slope: Tensor, rows: Tensor) -> None:
-        """Add one chunk: `hidden` are the rows' hidden states, `slope` the gradient before scaling."""
+    def add_bias(self, slope: Tensor) -> None:
+        """Add some rows' part of the bias' gradient, `slope` being the gradient before scaling."""
         if self.bias is not None:
             self.bias += slope.sum(0)
+
+    def add(self, head: Head, hidden: Tensor, slope: Tensor, rows: Tensor) -> None:
+        """Add one chunk to all but the bias: `hidden` are the rows' hidden states."""
         slope = operand(slope, hidden)
         if self.hidden is not None:
-            self.hidden[rows] = product(slope, head.weight)
+            self.hidden[rows] = widened(product(slope, head.weight))
         if self.weight is not None:
             accumulate(self.weight, slope.T, hidden)
         if head.lora is None:
@@ -99,27 +134,3 @@ class HeadGradients:
     def all(self) -> tuple[Tensor | None, ...]:
         """In the order of `needed`: hidden, weight, bias, LoRA A, LoRA B."""
         return self.hidden, self.weight, self.bias, self.lora_a, self.lora_b
-
-
-def operand(tensor: Tensor, hidden: Tensor) -> Tensor:
-    """The tensor in the dtype in which products with these hidden states are taken."""
-    return tensor.to(hidden.dtype) if _halves_to_single(hidden) else tensor.to(widened(hidden).dtype)
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in at least fp32, whatever the operands."""
-    if _halves_to_single(a):
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return widened(a) @ widened(b)
-
-
-def accumulate(total: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
-    """total += scale * a @ b, without a second buffer of that size where the device can."""
-    if _halves_to_single(a):
-        total.add_(torch.mm(a, b, out_dtype=torch.float32), alpha=scale)
-    else:
-        total.addmm_(widened(a), widened(b), alpha=scale)
-
-
-def _halves_to_single(tensor: Tensor) -> bool:
-    return tensor.is_cuda and tensor.dtype in (torch.float16, torch.bfloat16)

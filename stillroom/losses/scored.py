@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from stillroom.losses.divergences import SKEW, check_skew, check_temperature
+from stillroom.losses.scores import ScoredTokens
 from stillroom.losses.sparse import differentiable
-from stillroom.losses.targets import ScoredTokens, check_distinct
+from stillroom.losses.targets import check_distinct
 
 
 def scored_reverse_kl(student_logits: Tensor, targets: ScoredTokens, temperature: float = 1.0) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from torch import Tensor, nn
 
-from stillroom.losses.targets import TeacherHead
+from stillroom.losses.heads import TeacherHead
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

@@ -97,33 +97,42 @@ def value_and_gradient(
     """
     x = logits / temperature
     rows, ids = targets.positions, targets.ids
-    weights, tail = targets.weights.to(x.dtype), targets.tail_mass.to(x.dtype)
+    weights, tail = targets.weights.to(x.dtype), targets.tail_mass.to(x.dtype)[:, None]
+    kept = x[rows, ids]
+    rest = x.index_put((rows, ids), x.new_tensor(-math.inf)) if targets.bucket else None
     if targets.renormalised:
-        x = torch.full_like(x, -math.inf).index_put_((rows, ids), x[rows, ids])
-    whole = torch.logsumexp(x, -1)
-    whole = whole.masked_fill(whole == -math.inf, 0)  # a renormalised top-k of no tokens
-    surprise = (whole[rows] - x[rows, ids]).masked_fill(weights == 0, 0)
+        x = torch.full_like(x, -math.inf).index_put_((rows, ids), kept)
+    x, sums, whole = _exponentials(x)
+    surprise = (whole.squeeze(1)[rows] - kept).masked_fill(weights == 0, 0)
     # One entry after the other, in float64: with a whole vocabulary kept, fp32 was off in the fourth digit.
-    nothing = torch.zeros_like(whole, dtype=torch.float64)
+    nothing = x.new_zeros(x.shape[0], dtype=torch.float64)
     values = nothing.index_add(0, rows, (weights * surprise).double())
-    mass = nothing.index_add(0, rows, weights.double()).to(x.dtype)
-    if targets.bucket:
-        rest = x.index_put((rows, ids), x.new_tensor(-math.inf))
-        outside = torch.logsumexp(rest, -1)
-        tail = tail.masked_fill(
-            outside == -math.inf, 0
-        )  # all tokens kept: what the tail still says is rounding
-        values = values + (tail * (whole - outside)).masked_fill(tail == 0, 0)
+    mass = nothing.index_add(0, rows, weights.double()).to(x.dtype)[:, None]
+    if rest is not None:
+        rest, sums_outside, outside = _exponentials(rest)
+        tail = tail.masked_fill(sums_outside == 0, 0)  # all tokens kept: what the tail still says is rounding
+        values = values + (tail * (whole - outside)).masked_fill(tail == 0, 0).squeeze(1)
         mass = mass + tail
     values = (temperature**2 * (values - targets.entropy)).to(x.dtype)
     if not gradient:
         return values, None
-    slope = x.sub_(whole[:, None]).exp_().mul_(mass[:, None])
-    slope.index_put_((rows, ids), -weights, accumulate=True)
-    if targets.bucket:
-        within = rest.sub_(outside[:, None]).exp_().mul_(tail[:, None])
-        slope.sub_(within.masked_fill_((tail == 0)[:, None], 0))
-    return values, slope.mul_(temperature)
+    slope = x.mul_(temperature * mass / sums.clamp(min=1))
+    slope.index_put_((rows, ids), -temperature * weights, accumulate=True)
+    if rest is not None:
+        slope.sub_(rest.mul_(temperature * tail / sums_outside.clamp(min=1)))
+    return values, slope
+
+
+def _exponentials(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """In place exp(x - its largest in the row), the sums of these, and logsumexp(x); each of the latter `[tokens, 1]`.
+
+    A row of minus infinities has exponentials and a sum of 0; for it logsumexp is given as 0. Any other row's sum
+    is at least 1.
+    """
+    top = x.amax(-1, keepdim=True)
+    top.masked_fill_(top == -math.inf, 0)
+    sums = x.sub_(top).exp_().sum(-1, keepdim=True)
+    return x, sums, top + sums.clamp(min=1).log()
 
 
 def differentiable(logits: Tensor, function: Callable[..., Any], *arguments: Any) -> Tensor:

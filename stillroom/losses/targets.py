@@ -1,34 +1,15 @@
-"""What a teacher hands over: a few weighted tokens of its distribution, its word on a few tokens that the student
-chose, or the means to compute all of it."""
+"""A teacher's distributions, each known by a few weighted tokens only."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class TeacherHead:
-    """A teacher's last hidden states and its output head: its logits are computed chunk by chunk.
-
-    Args:
-        hidden: `[tokens, teacher hidden]`.
-        weight: `[teacher vocab, teacher hidden]`.
-        bias: `[teacher vocab]` or None.
-        logit_scale: what the head's output is multiplied by (Cohere, Granite).
-        softcap: cap c of `c * tanh(logits / c)` after scaling (Gemma), or None.
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
-    logit_scale: float = 1.0
-    softcap: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,17 +147,18 @@ class SparseTargets:
         entries = entries + torch.repeat_interleave(shift, counts)
         return self._with(offsets, entries, index)
 
-    def split(self, size: int) -> list[Self]:
-        """Runs of `size` positions, the last one shorter; views, not copies."""
-        starts = list(range(0, self.tokens, size))
-        edges = self.offsets[[*starts, self.tokens]].tolist()
+    def split(self, size: int | Sequence[int]) -> list[Self]:
+        """Runs of `size` positions, the last one shorter, or of these sizes in turn; views, not copies."""
+        if isinstance(size, int):
+            starts = [*range(0, self.tokens, size), self.tokens]
+        else:
+            starts = [0, *accumulate(size)]
+        edges = self.offsets[starts].tolist()
         return [
             self._with(
-                self.offsets[start : start + size + 1] - edges[i],
-                slice(edges[i], edges[i + 1]),
-                slice(start, start + size),
+                self.offsets[start : stop + 1] - edges[i], slice(edges[i], edges[i + 1]), slice(start, stop)
             )
-            for i, start in enumerate(starts)
+            for i, (start, stop) in enumerate(pairwise(starts))
         ]
 
     def to(self, device: torch.device | str) -> Self:
@@ -211,83 +193,6 @@ class SparseTargets:
         picked = {name: getattr(self, name)[entries] for name in self.entry_fields}
         picked |= {name: getattr(self, name)[rows] for name in self.token_fields}
         return replace(self, offsets=offsets, **picked)
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredTokens:
-    """What the teacher thinks of tokens that the student chose, k at each of `tokens` positions.
-
-    Two kinds. The student's own top-k, all else being one bucket whose mass follows from the sum: the loss is
-    the KL between the distributions over scored tokens and bucket. A student's 16 likeliest tokens hold most
-    of its mass, and reverse KL weighs by the student's mass. And the one token that the student drew: then the
-    loss is an estimate that is right on average over the draws. Both serve reverse KL and skew reverse KL.
-
-    Args:
-        ids: int64 `[tokens, k]`, different within a position.
-        teacher_logprobs: `[tokens, k]`, the teacher's log-probabilities of them at `temperature`; minus infinity
-            for what the teacher forbids or lacks, such as padding columns.
-        sampled: whether `ids` are drawn from the student itself, at `temperature`; then k is 1.
-        temperature: at which the teacher's distribution was taken; the loss must use the same.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-
-    ids: Tensor
-    teacher_logprobs: Tensor
-    sampled: bool = False
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.ids.dim() != 2 or self.ids.shape[1] < 1 or self.ids.shape != self.teacher_logprobs.shape:
-            raise ValueError(
-                "ids and teacher_logprobs must both be [tokens, k], "
-                f"got {tuple(self.ids.shape)} and {tuple(self.teacher_logprobs.shape)}"
-            )
-        if self.sampled and self.ids.shape[1] != 1:
-            raise ValueError(f"sampled tokens are one a position, got {self.ids.shape[1]}")
-
-    @property
-    def tokens(self) -> int:
-        """How many positions."""
-        return self.ids.shape[0]
-
-    def log_tail(self) -> Tensor:
-        """float64 `[tokens]`: the log of the teacher's mass on all tokens that are not scored.
-
-        At least log 1e-7: what log-probabilities in fp32 leave over is not known better, and a bucket that is
-        almost empty must stay a finite place to push the student out of.
-        """
-        return (1 - self.teacher_logprobs.double().exp().sum(-1)).clamp(min=1e-7).log()
-
-    def select(self, rows: Tensor | slice) -> ScoredTokens:
-        """The positions picked by a slice, an int64 index or a bool mask, in that order."""
-        return replace(self, ids=self.ids[rows], teacher_logprobs=self.teacher_logprobs[rows])
-
-    def split(self, size: int) -> list[ScoredTokens]:
-        """Runs of `size` positions, the last one shorter; views, not copies."""
-        return [self.select(slice(start, start + size)) for start in range(0, self.tokens, size)]
-
-    def to(self, device: torch.device | str) -> ScoredTokens:
-        """The same targets on another device."""
-        return replace(self, ids=self.ids.to(device), teacher_logprobs=self.teacher_logprobs.to(device))
-
-    @classmethod
-    def cat(cls, parts: Sequence[ScoredTokens]) -> ScoredTokens:
-        """The positions of all parts, one after another.
-
-        Raises:
-            ValueError: no parts, or parts of different kind, temperature or k.
-        """
-        if not parts:
-            raise ValueError("cat needs at least one part")
-        kinds = {(p.sampled, p.temperature, p.ids.shape[1]) for p in parts}
-        if len(kinds) > 1:
-            raise ValueError(
-                f"scored tokens of different (sampled, temperature, k) cannot be joined: {kinds}"
-            )
-        joined = (torch.cat([p.ids for p in parts]), torch.cat([p.teacher_logprobs for p in parts]))
-        return cls(*joined, sampled=parts[0].sampled, temperature=parts[0].temperature)
 
 
 def check_distinct(ids: Tensor) -> None:

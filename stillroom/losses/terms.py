@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillroom.losses import divergences, scored, sparse
-from stillroom.losses.heads import Head, operand
-from stillroom.losses.targets import ScoredTokens, SparseTargets, TeacherHead
+from stillroom.losses import divergences, scored, slopes, sparse
+from stillroom.losses.heads import Head, TeacherHead
+from stillroom.losses.products import operand, product_dtype
+from stillroom.losses.scores import ScoredTokens
+from stillroom.losses.targets import SparseTargets
 
 Divergence = Callable[..., Tensor]
 Teacher = TeacherHead | SparseTargets | ScoredTokens | Tensor
@@ -27,14 +30,6 @@ DIVERGENCES: dict[str, Divergence] = {
     "total_variation": divergences.total_variation,
     "renormalised_kl": sparse.renormalised_kl,
 }
-
-
-@dataclass(frozen=True)
-class Compared:
-    """What one chunk of student logits is compared with; None where a term is off."""
-
-    teacher: Piece | None
-    labels: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -94,48 +89,51 @@ class Terms:
         if states is not None and (states.dim() != 2 or states.shape[0] != tokens):
             raise ValueError(f"the teacher must have {tokens} positions, got shape {tuple(states.shape)}")
 
-    def over(self, rows: Tensor, size: int, vocab: int) -> Iterator[tuple[Tensor, Compared]]:
-        """The positions `rows`, `size` at a time, each with what its logits are compared with."""
-        if not rows.numel():
+    def strips(
+        self, places: Sequence[Tensor], chunks: Sequence[Tensor], vocab: int
+    ) -> Iterator[tuple[Piece | None, Tensor | None]]:
+        """The teacher and the labels of each of the `places`, a few positions each; None for a term that is off.
+
+        `chunks` are the same positions in longer runs, for which the teacher's logits are computed together.
+        """
+        if not places:
             return
-        pieces = rows.split(size)
+        rows, sizes = torch.cat(list(places)), [len(place) for place in places]
         labels = self.labels[rows] if self.hard and self.labels is not None else None
         if labels is not None and (int(labels.min()) < 0 or int(labels.max()) >= vocab):
             raise ValueError(f"labels must lie in [0, {vocab}) wherever the weight is not 0")
-        cut = labels.split(size) if labels is not None else [None] * len(pieces)
-        yield from (
-            (piece, Compared(teacher, answer))
-            for piece, teacher, answer in zip(pieces, self._teachers(rows, size, vocab), cut, strict=True)
-        )
+        answers = labels.split(sizes) if labels is not None else [None] * len(sizes)
+        yield from zip(self._teachers(rows, sizes, chunks, vocab), answers, strict=True)
 
-    def _teachers(self, rows: Tensor, size: int, vocab: int) -> Iterator[Piece | None]:
+    def _teachers(
+        self, rows: Tensor, sizes: list[int], chunks: Sequence[Tensor], vocab: int
+    ) -> Iterator[Piece | None]:
         teacher = self.teacher if self.soft else None
         if isinstance(teacher, SparseTargets):
-            yield from teacher.select(rows).split(size)
+            yield from teacher.select(rows).split(sizes)
         elif isinstance(teacher, ScoredTokens):
             chosen = teacher.select(rows)  # what padding positions hold need not make sense
             scored.check_scores(chosen, vocab, self._skew)
-            yield from chosen.split(size)
+            yield from chosen.split(sizes)
         elif isinstance(teacher, TeacherHead):
-            head, hidden = Head.of(teacher), teacher.hidden.detach()
-            yield from (head.logits(operand(hidden[piece], hidden)) for piece in rows.split(size))
+            yield from _logits(teacher, chunks, max(sizes))
         elif teacher is not None:
-            yield from (teacher.detach()[piece] for piece in rows.split(size))
+            yield from (teacher.detach()[place] for place in rows.split(sizes))
         else:
-            yield from [None] * len(rows.split(size))
+            yield from [None] * len(sizes)
 
     def compare(
-        self, logits: Tensor, with_: Compared, gradient: bool
+        self, logits: Tensor, teacher: Piece | None, labels: Tensor | None, gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Soft values and hard values, each `[tokens]`, and the gradient of their weighted sum by the logits."""
         soft = hard = logits.new_zeros(logits.shape[0])
         slope = None
-        if with_.teacher is not None:
-            soft, slope = self._soft(logits, with_.teacher, gradient)
+        if teacher is not None:
+            soft, slope = self._soft(logits, teacher, gradient)
             if slope is not None and self.soft != 1.0:
                 slope.mul_(self.soft)
-        if with_.labels is not None:
-            hard, second = sparse.value_and_gradient(logits, _certain(with_.labels), 1.0, gradient=gradient)
+        if labels is not None:
+            hard, second = sparse.value_and_gradient(logits, _certain(labels), 1.0, gradient=gradient)
             if second is not None:
                 second.mul_(self.hard)
                 slope = second if slope is None else slope.add_(second)
@@ -147,11 +145,22 @@ class Terms:
         if isinstance(teacher, ScoredTokens):
             return scored.value_and_gradient(logits, teacher, self.temperature, self._skew, gradient=gradient)
         function = DIVERGENCES[self.divergence] if isinstance(self.divergence, str) else self.divergence
-        with torch.set_grad_enabled(gradient):
-            leaf = logits.detach().requires_grad_(gradient)
-            values = function(leaf, teacher, temperature=self.temperature)
-            slope = torch.autograd.grad(values.sum(), leaf)[0] if gradient else None
-        return values.detach(), slope
+        return slopes.value_and_gradient(function, logits, teacher, self.temperature, gradient=gradient)
+
+
+def _logits(teacher: TeacherHead, chunks: Sequence[Tensor], step: int) -> Iterator[Tensor]:
+    """The teacher's logits, `step` positions at a time.
+
+    Its products are taken for a whole chunk in halves, for half a chunk in fp32: so the logits of both sides and
+    what is computed from a few of them stay within two chunks in fp32.
+    """
+    head, hidden = Head.of(teacher), teacher.hidden.detach()
+    longest = max(map(len, chunks))
+    part = step * math.ceil(longest * 2 / (product_dtype(head.weight).itemsize * step))
+    buffer = head.buffer(min(part, longest))
+    for some in (some for chunk in chunks for some in chunk.split(part)):
+        products = head.products(operand(hidden[some], hidden), buffer)
+        yield from (head.logits(rows) for rows in products.split(step))
 
 
 def _named(divergence: str | Divergence) -> tuple[str | None, dict[str, Any]]:

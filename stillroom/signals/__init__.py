@@ -3,8 +3,11 @@
 counter   random numbers that depend on a token's key alone
 codes     Signals: sparse targets whose weights are the codes that stand on disk
 capture   logits or an API's top_logprobs in, Signals out, within a budget of bytes a token
+error     how far they are from the teacher, and what another budget would give
 codec     one row (tokens, mask, signals) to bytes and back
-book      rows by content key in a folder of memory-mapped shards
+book      rows by content key in a folder of memory-mapped shards; with it header, shards, index, lock, reading
+mixture   several teachers of the same tokens, read as one
+showing   a book in lines for people
 """
 
 from stillroom.signals.book import Book
@@ -12,6 +15,23 @@ from stillroom.signals.capture import capture, from_top_logprobs
 from stillroom.signals.codec import Row
 from stillroom.signals.codes import Signals
 from stillroom.signals.counter import token_keys
+from stillroom.signals.error import Outlook, choose, outlook
 from stillroom.signals.header import BookHeader, row_key
+from stillroom.signals.mixture import MixedRow, Mixture, mix
 
-__all__ = ["Book", "BookHeader", "Row", "Signals", "capture", "from_top_logprobs", "row_key", "token_keys"]
+__all__ = [
+    "Book",
+    "BookHeader",
+    "MixedRow",
+    "Mixture",
+    "Outlook",
+    "Row",
+    "Signals",
+    "capture",
+    "choose",
+    "from_top_logprobs",
+    "mix",
+    "outlook",
+    "row_key",
+    "token_keys",
+]

@@ -2,52 +2,57 @@
 
     header.json                what all rows share; nothing is read at another temperature or tokenizer
     index.jsonl                a line a shard: name, rows, signals, bytes, blake2b
-    shard-00000.safetensors    keys, offsets and packed rows (see `stillroom.signals.codec`)
+    shard-00000.safetensors    keys, offsets, checksums and packed rows (see `stillroom.signals.codec`)
+    .lock                      empty; locked by the one process that writes
 
 Rows are looked up by a hash of what they hold, never by a number, so that no shuffling, filtering or resuming
-can pair a sequence with another's signals. Shards are written whole or not at all: a killed writer costs the
-rows since the last shard, and the next writer goes on after it, making the same files as one never killed.
-One process writes at a time; any number read.
+can pair a sequence with another's signals. Every row has a checksum that is compared whenever it is read.
+Shards are written whole or not at all: a killed writer or a full disk costs the rows since the last shard, and
+the next writer goes on after it, making the same files as one never stopped. docs/lesson-books.md specifies
+every byte.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stillroom.contracts.errors import BookError
 from stillroom.contracts.files import remove_partial, write_atomically
-from stillroom.signals.codec import Row, decode, encode
+from stillroom.signals.codec import Row, encode, signals_in
 from stillroom.signals.codes import Signals
-from stillroom.signals.header import BookHeader, row_key
-from stillroom.signals.shards import RECAPTURE, KeyIndex, Shard, checksum, shard_bytes
+from stillroom.signals.counter import uniform
+from stillroom.signals.header import SHARED, BookHeader
+from stillroom.signals.index import shards_in
+from stillroom.signals.lock import WriterLock
+from stillroom.signals.reading import BookReader
+from stillroom.signals.shards import RECAPTURE, KeyIndex, Shard, shard_bytes
 
 
-class Book:
+class Book(BookReader):
     """A folder of captured rows. `create` to write (and go on writing), `open` to read.
 
     A reader holds 24 bytes a row and maps shards into memory; it may be sent to other processes. A writer
     also holds the rows of the shard it is filling. As a context manager it closes when the block succeeds.
+    Iterating gives the keys.
     """
 
-    def __init__(self, folder: Path, header: BookHeader, *, writable: bool) -> None:
-        self.folder, self.header, self._writable = folder, header, writable
-        self._shards: dict[str, Shard] = {}
-        self._buffer: dict[str, bytes] = {}
-        self._buffered_signals = 0
-        self._filling: str | None = None
-        self._lines = self._read_lines()
-        if writable:
+    def __init__(self, folder: Path, header: BookHeader, lock: WriterLock | None = None) -> None:
+        super().__init__(folder, header)
+        self._lock = lock
+        if lock is not None:
             self._repair()
             self._reopen_last()
-        self._names: list[str] = []
+        else:
+            self._refuse_lost()
         self._find_keys()
 
     @classmethod
@@ -56,88 +61,110 @@ class Book:
 
         Raises:
             BookError: the folder holds a book of another header, or a damaged one.
+            RunError: another program is writing it.
             StorageFault: the disk does not take it.
         """
         folder = Path(folder)
-        if (folder / "header.json").exists():
-            BookHeader.read(folder).require(**vars(header))
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            header.write(folder)
-        return cls(folder, header, writable=True)
+        lock = WriterLock(folder)
+        try:
+            if (folder / "header.json").exists():
+                BookHeader.read(folder).require(**vars(header))
+            else:
+                header.write(folder)
+            return cls(folder, header, lock)
+        except BaseException:
+            lock.release()
+            raise
 
     @classmethod
-    def open(
-        cls,
-        folder: str | Path,
-        *,
-        tokenizer: str | None = None,
-        template: str | None = None,
-        vocab: int | None = None,
-        temperature: float | None = None,
-    ) -> Self:
-        """Open a book for reading; what is given must be what the book was captured with.
+    def merge(cls, sources: Sequence[str | Path], out: str | Path) -> Self:
+        """Write a book that holds the rows of all sources, and return it opened for reading.
+
+        Rows are copied one by one, their bytes as they are; of rows with the same key the first is kept. To mix
+        what several teachers said of the same tokens, use `stillroom.signals.mix`. A killed merge is continued
+        by running it again.
 
         Raises:
-            BookError: no book there, a truncated or missing shard, or a book that does not fit what is asked.
+            BookError: the books differ in more than teacher, budget and shard size, or one is damaged.
+            RunError, StorageFault: as in `create`.
         """
-        header = BookHeader.read(Path(folder))
-        header.require(tokenizer=tokenizer, template=template, vocab=vocab, temperature=temperature)
-        return cls(Path(folder), header, writable=False)
+        books = [cls.open(source) for source in sources]
+        header = functools.reduce(BookHeader.joined, (book.header for book in books))
+        with cls.create(out, header) as merged:
+            for book in books:
+                for key in book:
+                    merged.copy(book, key)
+        return cls.open(out)
+
+    def split(
+        self,
+        train: str | Path,
+        validation: str | Path,
+        *,
+        share: float | None = None,
+        rows: int | None = None,
+        seed: int = 0,
+    ) -> tuple[Self, Self]:
+        """Write two books that together hold this one's rows, and return them opened for reading.
+
+        A row's side depends on its key and the seed: with a share, rows keep their sides when the book grows.
+        Rows that share a prompt can come on different sides; split the prompts before capture where that matters.
+
+        Args:
+            train: folder of the larger book.
+            validation: folder of the smaller book.
+            share: of the rows that go to validation, each with this probability; or
+            rows: how many go there.
+            seed: of the choice.
+
+        Raises:
+            ValueError: neither or both of share and rows.
+            BookError: a side would be empty, or a folder already holds rows of another split.
+            RunError, StorageFault: as in `create`.
+        """
+        if (share is None) == (rows is None):
+            raise ValueError("split wants either share or rows")
+        seeds = torch.from_numpy(self._key_bytes().view("<i8")[:, 0].copy())
+        chance = uniform(seeds, seed).numpy()
+        if rows is None:
+            chosen = chance < share
+        else:
+            chosen = np.zeros(len(chance), bool)
+            chosen[np.argsort(chance, kind="stable")[:rows]] = True
+        if not 0 < chosen.sum() < len(chosen):
+            raise BookError(
+                "a side of the split would be empty",
+                got=f"{int(chosen.sum()):,} of {len(chosen):,} rows for validation",
+                do="choose another share or number of rows",
+            )
+        for folder, wanted in ((train, ~chosen), (validation, chosen)):
+            self._write_part(folder, wanted)
+        return type(self).open(train), type(self).open(validation)
+
+    def _write_part(self, folder: str | Path, wanted: NDArray[np.bool_]) -> None:
+        with type(self).create(folder, self.header) as part:
+            ours = KeyIndex([self._key_bytes()[wanted]])
+            if strangers := sum(ours.find(key) is None for key in part):
+                raise BookError(
+                    f"{folder} holds rows that do not belong to this side of the split",
+                    got=f"{strangers:,} rows",
+                    do="split into new folders",
+                )
+            for key in itertools.compress(self, wanted):
+                part.copy(self, key)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.close()
-
-    def __len__(self) -> int:
-        return len(self._places) + len(self._buffer)
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self._release()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}  # a pickled memory map would be a copy of the file
-
-    @property
-    def signals(self) -> int:
-        """Tokens that have a signal."""
-        return sum(line["signals"] for line in self._lines.values()) + self._buffered_signals
-
-    def keys(self) -> Iterator[str]:
-        """Keys of all rows, in the order they were written."""
-        for name in self._names:
-            yield from (bytes(key).hex() for key in self._shard(name).keys)
-        yield from self._buffer
-
-    def key(self, token_ids: Sequence[int] | Tensor, loss_mask: Sequence[bool] | Tensor) -> str:
-        """The key of such a row in this book."""
-        return row_key(self.header.tokenizer, token_ids, loss_mask)
-
-    def has(self, key: str) -> bool:
-        """Whether the row is in the book, or about to be."""
-        return key in self._buffer or self._places.find(key) is not None
-
-    def row(self, key: str) -> Row:
-        """One row.
-
-        Raises:
-            BookError: no such row, or its bytes are damaged.
-        """
-        if (data := self._buffer.get(key)) is not None:
-            return self._decode(np.frombuffer(data, np.uint8), "the row in hand")
-        if (found := self._places.find(key)) is None:
-            raise BookError(
-                "the lesson book holds no signals for this row",
-                got=f"key {key}",
-                expected=f"one of its {len(self):,} rows",
-                do="capture it: its tokens, its mask or the tokenizer differ from every row's",
-            )
-        name = self._names[found[0]]
-        return self._decode(self._shard(name).row(found[1]), name)
-
-    def read(self, keys: Sequence[str]) -> list[Row]:
-        """Rows in the order of the keys. Errors as in `row`."""
-        return [self.row(key) for key in keys]
+        return {**super().__getstate__(), "_lock": None}  # a copy of a writer only reads
 
     def append(
         self, token_ids: Sequence[int] | Tensor, loss_mask: Sequence[bool] | Tensor, targets: Signals
@@ -150,8 +177,7 @@ class Book:
             BookError: the row does not fit the book.
             StorageFault: the disk does not take the shard.
         """
-        if not self._writable:
-            raise ValueError("this book was opened for reading; use Book.create to write")
+        self._require_lock()
         row = Row(
             torch.as_tensor(token_ids, dtype=torch.int32).cpu(),
             torch.as_tensor(loss_mask, dtype=torch.bool).cpu(),
@@ -161,37 +187,34 @@ class Book:
         if self.has(key):
             return key
         self._check(row)
-        self._buffer[key] = encode(row, self.header.vocab)
-        self._buffered_signals += targets.tokens
-        if self._buffered_signals >= self.header.shard_tokens:
-            self._flush()
+        self._put(key, encode(row, self.header.vocab), targets.tokens)
         return key
 
-    def close(self) -> None:
-        """Write what is buffered. A later writer goes on filling that shard."""
-        if self._buffer:
-            self._flush()
-
-    def verify(self) -> None:
-        """Read every shard and compare it with its checksum.
+    def copy(self, source: BookReader, key: str) -> bool:
+        """Take a row over from another book, its bytes as they are; False where this book has such a row.
 
         Raises:
-            BookError: naming the shards that differ.
+            BookError: the books do not fit together, or the row is damaged or not there.
+            StorageFault: the disk does not take the shard.
         """
-        if unlisted := [name for name in self._names if name not in self._lines]:
-            raise BookError(
-                "shards of the lesson book have no checksum: a writer was killed, or is still at work",
-                got=", ".join(unlisted),
-                expected="a line for each in index.jsonl",
-                do="run the capture again: it repairs the index and goes on",
-            )
-        if bad := [name for name in self._names if not self._intact(name)]:
-            raise BookError(
-                f"{len(bad)} of the lesson book's {len(self._names)} shards are not as they were written",
-                got=", ".join(bad),
-                expected="files with the sizes and checksums in index.jsonl",
-                do=RECAPTURE,
-            )
+        self._require_lock()
+        self.header.require(**{name: getattr(source.header, name) for name in SHARED})
+        if self.has(key):
+            return False
+        data, _ = source._bytes(key)
+        self._put(key, data.tobytes(), signals_in(data))
+        return True
+
+    def close(self) -> None:
+        """Write what is buffered and let the next writer in, who goes on filling that shard.
+
+        Raises:
+            StorageFault: the disk does not take it; what is on disk is whole, and closing can be tried again.
+        """
+        if self._lock is not None:
+            if self._buffer:
+                self._flush()
+            self._release()
 
     def _check(self, row: Row) -> None:
         header, targets = self.header, row.targets
@@ -209,94 +232,56 @@ class Book:
             if not fits:
                 raise BookError("a row does not fit the lesson book", got=got, expected=expected)
 
-    def _decode(self, data: np.ndarray, where: str) -> Row:
-        header = self.header
-        try:
-            return decode(data, header.vocab, bucket=header.kind == "top-k", temperature=header.temperature)
-        except (ValueError, IndexError, RuntimeError) as fault:
-            raise BookError(f"a row in {where} is damaged", got=fault, do=RECAPTURE) from None
+    # Writing.
 
-    # Files.
+    def _require_lock(self) -> None:
+        if self._lock is None:
+            raise ValueError("this book was opened for reading, or is closed; use Book.create to write")
 
-    def _on_disk(self) -> list[str]:
-        return sorted(path.name for path in self.folder.glob("shard-*.safetensors"))
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
-    def _shard(self, name: str) -> Shard:
-        if name not in self._shards:
-            self._shards[name] = Shard(self.folder / name)
-        return self._shards[name]
-
-    def _find_keys(self) -> None:
-        self._names = [name for name in self._on_disk() if name != self._filling]
-        self._places = KeyIndex([self._shard(name).keys for name in self._names])
-
-    def _intact(self, name: str) -> bool:
-        line, path = self._lines[name], self.folder / name
-        return path.stat().st_size == line["bytes"] and checksum(path) == line["blake2b"]
-
-    def _read_lines(self) -> dict[str, dict[str, Any]]:
-        """The index by shard. A line that cannot be read counts as missing; one without its file is a loss."""
-        path, lines, shards = self.folder / "index.jsonl", {}, set(self._on_disk())
-        for text in path.read_bytes().splitlines() if path.exists() else []:
-            try:
-                line = json.loads(text)
-                lines[str(line["shard"])] = {
-                    "shard": str(line["shard"]),
-                    "rows": int(line["rows"]),
-                    "signals": int(line["signals"]),
-                    "bytes": int(line["bytes"]),
-                    "blake2b": str(line["blake2b"]),
-                }
-            except (ValueError, KeyError, TypeError):
-                continue
-        if (lost := sorted(set(lines) - shards)) and not self._writable:
-            raise BookError(
-                "shards of the lesson book are missing", got=", ".join(lost), do="run the capture again"
-            )
-        return {name: line for name, line in lines.items() if name in shards}
-
-    def _write_lines(self) -> None:
-        lines = [json.dumps(self._lines[name]) for name in sorted(self._lines)]
-        write_atomically(self.folder / "index.jsonl", "".join(line + "\n" for line in lines))
-
-    def _add_line(self, name: str, rows: int, signals: int) -> None:
-        path = self.folder / name
-        size = path.stat().st_size
-        line = {"shard": name, "rows": rows, "signals": signals, "bytes": size, "blake2b": checksum(path)}
-        self._lines[name] = line
-        self._write_lines()
+    def _put(self, key: str, data: bytes, signals: int) -> None:
+        self._buffer[key] = data
+        self._buffered_signals += signals
+        if self._buffered_signals >= self.header.shard_tokens:
+            self._flush()
 
     def _repair(self) -> None:
         """Take away what a killed writer left half-written, and give whole shards without a line theirs."""
         remove_partial(self.folder)
-        for name in self._on_disk():
-            if name not in self._lines:
-                rows = [
-                    self._decode(self._shard(name).row(i), name) for i in range(len(self._shard(name).keys))
-                ]
-                self._add_line(name, len(rows), sum(row.targets.tokens for row in rows))
+        for name in shards_in(self.folder):
+            if name not in self._index.lines:
+                shard = self._shard(name)
+                rows = [shard.row(i) for i in range(len(shard.keys))]
+                self._index.add(name, rows=len(rows), signals=sum(map(signals_in, rows)))
 
     def _reopen_last(self) -> None:
         """Go on filling the last shard if it is not full, so that a pause leaves no trace in the files."""
-        name = max(self._lines, default=None)
-        if name is None or self._lines[name]["signals"] >= self.header.shard_tokens:
+        name = max(self._index.lines, default=None)
+        if name is None or self._index.lines[name].signals >= self.header.shard_tokens:
             return
-        if not self._intact(name):
+        if not self._index.intact(name):
             raise BookError(
                 f"{name} is not as it was written", expected="the checksum in index.jsonl", do=RECAPTURE
             )
         shard = Shard(self.folder / name)
-        self._buffer = {bytes(key).hex(): bytes(shard.row(place)) for place, key in enumerate(shard.keys)}
-        self._buffered_signals = self._lines.pop(name)["signals"]
+        self._buffer = {bytes(key).hex(): shard.row(place).tobytes() for place, key in enumerate(shard.keys)}
         self._filling = name
         # From here on the file may be replaced by a longer one; its old line would call that one damaged.
-        self._write_lines()
+        self._buffered_signals = self._index.drop(name).signals
 
     def _flush(self) -> None:
-        free = (name for i in itertools.count() if (name := f"shard-{i:05d}.safetensors") not in self._lines)
-        name = self._filling or next(free)
+        free = (
+            name for i in itertools.count() if (name := f"shard-{i:05d}.safetensors") not in self._index.lines
+        )
+        # Remembered first: another attempt, after a full disk, must not write the rows a second time elsewhere.
+        self._filling = self._filling or next(free)
+        name = self._filling
         write_atomically(self.folder / name, shard_bytes(list(self._buffer), list(self._buffer.values())))
         self._shards.pop(name, None)
-        self._add_line(name, len(self._buffer), self._buffered_signals)
+        self._index.add(name, rows=len(self._buffer), signals=self._buffered_signals)
         self._buffer, self._buffered_signals, self._filling = {}, 0, None
         self._find_keys()

@@ -104,6 +104,13 @@ def decode(data: Bytes, vocab: int, *, bucket: bool, temperature: float) -> Row:
     return Row(torch.from_numpy(token_ids.astype(np.int32)), torch.from_numpy(mask), targets)
 
 
+def signals_in(data: Bytes) -> int:
+    """How many signals a row has, from the front of its bytes alone."""
+    reader = _Reader(data)
+    tokens = int(reader.take("<u4", 1)[0])
+    return int(np.unpackbits(reader.take("u1", -(-tokens // 8)), count=tokens, bitorder="little").sum())
+
+
 def pack(values: NDArray[np.integer], bits: int) -> Bytes:
     """The values' low `bits` bits (at most 24), one after another, lowest first."""
     spread = (values.astype(np.uint32)[:, None] >> np.arange(bits, dtype=np.uint32)) & 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from stillroom.contracts.errors import BookError
 from stillroom.contracts.files import write_json
 from stillroom.signals.capture import KINDS
 
-FORMAT = 1
+FORMAT = 2
+SHARED = ("tokenizer", "template", "vocab", "temperature", "kind")  # what rows mean something under
 _MISFITS = {
     "tokenizer": ("this book was captured with another tokenizer", "capture again with this tokenizer"),
     "template": ("this book was captured with another chat template", "capture again with this template"),
@@ -28,7 +29,10 @@ _MISFITS = {
         "this book was captured at temperature {got}, the recipe trains at {want}",
         "set distil.temperature to {got}, or capture again at {want}",
     ),
-    "format": ("this book is written in format {got}, this version reads {want}", "capture again"),
+    "format": (
+        "this book is written in format {got}, this version reads {want}",
+        "delete its folder and capture again",
+    ),
 }
 
 
@@ -73,19 +77,40 @@ class BookHeader:
             found = json.loads((folder / "header.json").read_text())
             if found["format"] != FORMAT:
                 raise _misfit("format", found["format"], FORMAT)
-            return cls(**found)
+            said = found.pop("checksum")
+            header = cls(**found)
+            if said != header._checksum():
+                raise ValueError(f"its checksum is {header._checksum()}, it says {said}")
+            return header
         except OSError:
             raise BookError(
                 f"there is no lesson book in {folder}", do="capture one with `stillroom teach`"
             ) from None
         except (ValueError, KeyError, TypeError) as fault:
             raise BookError(
-                f"{folder / 'header.json'} cannot be read", got=fault, do="capture again"
+                f"{folder / 'header.json'} cannot be read",
+                got=fault,
+                do="delete the book's folder and capture again",
             ) from None
 
     def write(self, folder: Path) -> None:
         """Write header.json, whole or not at all."""
-        write_json(folder / "header.json", asdict(self))
+        write_json(folder / "header.json", asdict(self) | {"checksum": self._checksum()})
+
+    def joined(self, other: BookHeader) -> BookHeader:
+        """The header of a book that holds the rows of both: teachers named together, the larger budget.
+
+        Raises:
+            BookError: anything else differs, so that rows of one would be misread in the other.
+        """
+        self.require(**{name: getattr(other, name) for name in SHARED})
+        teachers = dict.fromkeys([*self.teacher.split(" + "), *other.teacher.split(" + ")])
+        return replace(self, teacher=" + ".join(teachers), budget=max(self.budget, other.budget))
+
+    def _checksum(self) -> str:
+        """blake2b of the other fields as JSON, names sorted, without spaces; 32 hex digits."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def require(self, **wanted: object) -> None:
         """Raise BookError unless each named field that is not None has this value."""

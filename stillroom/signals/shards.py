@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Shard:
     """
 
     def __init__(self, path: Path) -> None:
+        self.name = path.name
         try:
             self._map = np.memmap(path, np.uint8, "r")
             size = int(self._map[:8].view("<u8")[0])
@@ -41,15 +43,29 @@ class Shard:
                 )
             self.keys: NDArray[np.uint8] = self._tensor(header, "keys", "U8").reshape(-1, 16)
             self.offsets: NDArray[np.int64] = self._tensor(header, "offsets", "I64").view("<i8")
+            self._checksums: NDArray[np.uint32] = self._tensor(header, "checksums", "U32").view("<u4")
             self.data: NDArray[np.uint8] = self._tensor(header, "data", "U8")
+            if not len(self.keys) == len(self._checksums) == len(self.offsets) - 1:
+                raise ValueError(f"{len(self.keys)} keys, {len(self._checksums)} checksums")
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as fault:
             raise BookError(f"{path.name} is not a shard of a lesson book", got=fault, do=RECAPTURE) from None
         except OSError as fault:
             raise BookError(f"{path.name} cannot be read", got=fault, do=RECAPTURE) from None
 
     def row(self, index: int) -> NDArray[np.uint8]:
-        """The bytes of one row: a view into the map."""
-        return self.data[self.offsets[index] : self.offsets[index + 1]]
+        """The bytes of one row: a view into the map.
+
+        Raises:
+            BookError: they, or the row's key, are not what was written.
+        """
+        data = self.data[self.offsets[index] : self.offsets[index + 1]]
+        if row_checksum(bytes(self.keys[index]), data.data) != self._checksums[index]:
+            raise BookError(
+                f"row {index} of {self.name} is not as it was written",
+                got=f"another CRC-32 than {self._checksums[index]:08x}",
+                do=RECAPTURE,
+            )
+        return data
 
     def _tensor(self, header: dict, name: str, dtype: str) -> NDArray[np.uint8]:
         entry = header[name]
@@ -95,9 +111,18 @@ def shard_bytes(keys: Sequence[str], rows: Sequence[bytes]) -> bytes:
         {
             "keys": np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(-1, 16),
             "offsets": offsets,
+            "checksums": np.array(
+                [row_checksum(bytes.fromhex(key), row) for key, row in zip(keys, rows, strict=True)],
+                np.uint32,
+            ),
             "data": np.frombuffer(b"".join(rows), np.uint8),
         }
     )
+
+
+def row_checksum(key: bytes, data: bytes | memoryview) -> int:
+    """CRC-32 (zlib's) of a row's key and bytes: any flipped byte changes it, whichever of the two it is in."""
+    return zlib.crc32(data, zlib.crc32(key))
 
 
 def checksum(path: Path) -> str:
