@@ -10,16 +10,21 @@ import pytest
 import torch
 from tiny_llama import save_tiny, tiny_llama, train_tokenizer
 from torch.nn import functional as F
+from transformers import TrainingArguments
 
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Distil, Lora, Student
-from stillroom.signals import capture, token_keys
-from stillroom.training.batches import MemoryRows, StepPlan, TrainingRow, collate
+from stillroom.models.rendering import Rendered
+from stillroom.signals import Book, BookHeader, capture, token_keys
+from stillroom.training.batches import StepPlan, TrainingRow
+from stillroom.training.bookrows import BookRows
+from stillroom.training.callbacks import last_whole_checkpoint
+from stillroom.training.collation import collate
 from stillroom.training.fitting import fit, steps_of
 from stillroom.training.objective import Objective
 from stillroom.training.students import add_lora, build_student, kept_layers, prune_student, save_student
-from stillroom.training.trainer import last_whole_checkpoint
+from stillroom.training.trainer import DistillationTrainer
 
 
 @pytest.fixture(scope="module")
@@ -119,25 +124,6 @@ def test_collate_selects_the_first_completion_token_and_never_padding():
     assert "targets" not in batch
 
 
-def test_a_plan_depends_on_the_seed_alone_and_gives_whole_steps():
-    lengths = np.random.default_rng(0).integers(5, 90, size=203)
-    settings = {"batch_size": 8, "micro_batch_size": 3, "steps": 60}
-    plan = StepPlan(lengths, **settings, seed=1)
-    batches = list(plan)
-    assert batches == list(StepPlan(lengths, **settings, seed=1))
-    assert batches != list(StepPlan(lengths, **settings, seed=2))
-    assert len(batches) == len(plan) == 60 * 3
-    steps = [[row for batch in batches[i : i + 3] for row in batch] for i in range(0, len(batches), 3)]
-    assert all(len(set(step)) == 8 for step in steps)
-    epoch = [row for step in steps[:25] for row in step]
-    assert len(set(epoch)) == 200  # one epoch: every row at most once
-
-
-def test_a_plan_over_fewer_rows_than_a_step_repeats_them():
-    batches = list(StepPlan(np.array([4, 5, 6]), batch_size=8, micro_batch_size=8, steps=2, seed=0))
-    assert [len(batch) for batch in batches] == [8, 8]
-
-
 def test_steps_come_from_epochs_unless_given():
     assert steps_of(Distil(epochs=2, batch_size=10), 100) == 20
     assert steps_of(Distil(steps=7), 100) == 7
@@ -181,7 +167,7 @@ SETTINGS = Distil(
 )
 
 
-def train(model, rows, folder, settings=SETTINGS, objective=None):
+def train(model, rows, folder, settings=SETTINGS, objective=None, **more):
     return fit(
         model,
         Listed(rows),
@@ -194,6 +180,7 @@ def train(model, rows, folder, settings=SETTINGS, objective=None):
         label="training",
         progress=Progress(),
         validation=rows[:3],
+        **more,
     )
 
 
@@ -276,9 +263,82 @@ def test_an_adapter_on_the_head_is_part_of_the_loss(teacher, tokenizer):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_memory_rows_give_back_what_went_in():
-    rows = MemoryRows([([1, 2, 3], [False, True, True]), ([4, 5], [False, True])])
-    assert rows.lengths.tolist() == [3, 2]
-    assert rows[1].ids.tolist() == [4, 5]
-    assert rows[0].mask.tolist() == [False, True, True]
-    assert rows[0].targets is None
+def test_a_live_teacher_gives_the_loss_of_all_its_probabilities(teacher, tokenizer):
+    rows = some_rows(teacher, 5)
+    model, other = tiny_llama(tokenizer, seed=2, layers=1), tiny_llama(tokenizer, seed=2, layers=1)
+    objective = Objective(hard=0.3, soft=0.7, temperature=2.0)
+    batch = collate([TrainingRow(row.ids, row.mask) for row in rows])
+    objective.attach(model, teacher)
+    out = model(**batch, scale=1 / len(batch["labels"]))
+    out["loss"].backward()
+    total = torch.zeros((), dtype=torch.float64)
+    for row in rows:
+        ids, places = torch.from_numpy(row.ids.astype(np.int64)), np.flatnonzero(row.mask)
+        q = other(input_ids=ids[None]).logits[0, places - 1].double()
+        with torch.no_grad():
+            p = teacher(input_ids=ids[None]).logits[0, places - 1].double()
+        log_p, log_q = (p / 2).log_softmax(-1), (q / 2).log_softmax(-1)
+        total = total + 0.7 * 4 * (log_p.exp() * (log_p - log_q)).sum()
+        total = total + 0.3 * F.cross_entropy(q, ids[places], reduction="sum")
+    (total / len(batch["labels"])).backward()
+    assert out["loss"].item() == pytest.approx(total.item() / len(batch["labels"]), rel=1e-5)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=2e-4, atol=1e-6)
+    assert all(weight.grad is None for weight in teacher.parameters())
+    with pytest.raises(ValueError, match="merge its adapters"):
+        objective.attach(model, add_lora(tiny_llama(tokenizer, layers=1), Lora(rank=2), seed=0))
+
+
+def test_a_student_may_learn_from_a_live_teacher_without_signals(teacher, tokenizer, tmp_path):
+    rows = [TrainingRow(row.ids, row.mask) for row in some_rows(teacher, 24)]
+    model, live = tiny_llama(tokenizer, seed=2, layers=1), copy.deepcopy(teacher)
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e-2})
+    train(model, rows, tmp_path, settings, teacher=live)
+    figures = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    kl = [line["validation_kl"] for line in figures if "validation_kl" in line]
+    assert kl[-1] < kl[0]
+    for mine, theirs in zip(live.parameters(), teacher.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert live.config._attn_implementation == model.config._attn_implementation == "sdpa"
+
+
+def test_packed_and_padded_trainings_end_with_the_same_weights(teacher, tokenizer, tmp_path):
+    rows = some_rows(teacher)
+    packed, padded = (tiny_llama(tokenizer, seed=2, layers=1) for _ in range(2))
+    settings = SETTINGS.model_copy(update={"precision": "float32"})
+    train(packed, rows, tmp_path / "packed", settings)
+    train(padded, rows, tmp_path / "padded", settings, packing=False)
+    for mine, theirs in zip(packed.parameters(), padded.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_trainer_says_whether_it_packs(teacher, tokenizer, tmp_path):
+    rows = Listed(some_rows(teacher, 4))
+
+    def trainer(model, **settings):
+        plan = StepPlan(rows.lengths, batch_size=4, micro_batch_size=4, steps=1, seed=0)
+        arguments = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to="none")
+        return DistillationTrainer(model, arguments, rows=rows, plan=plan, objective=Objective(), **settings)
+
+    assert trainer(tiny_llama(tokenizer)).packed
+    assert not trainer(tiny_llama(tokenizer), packing=False).packed
+    eager = tiny_llama(tokenizer)
+    eager.set_attn_implementation("eager")
+    student = tiny_llama(tokenizer)
+    assert not trainer(student, teacher=eager).packed
+    assert student.config._attn_implementation == "sdpa"
+
+
+def test_rows_of_a_book_are_found_by_content_and_those_it_lacks_left_out(teacher, tmp_path):
+    rows = some_rows(teacher, 4)
+    header = BookHeader("tokens", "", teacher.config.vocab_size, 1.0, "head+draws", 36, "tiny")
+    with Book.create(tmp_path, header) as book:
+        for row in (rows[2], rows[0], rows[3]):
+            book.append(row.ids, row.mask, row.targets)
+    lessons = [Rendered(row.ids.tolist(), row.mask.tolist()) for row in rows]
+    found = BookRows.open(tmp_path, lessons, tokenizer_hash="tokens", temperature=1.0)
+    assert found.lengths.tolist() == [len(rows[i].ids) for i in (0, 2, 3)]
+    for index, row in enumerate((rows[0], rows[2], rows[3])):
+        assert found[index].ids.tolist() == row.ids.tolist()
+        assert found[index].mask.tolist() == row.mask.tolist()
+        assert torch.equal(found[index].targets.ids, row.targets.ids)

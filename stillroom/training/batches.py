@@ -1,19 +1,15 @@
-"""From lessons to batches: rows, the plan of which row is in which step, and the collator.
-
-Shape legend: B rows, L positions, N selected (predicted) tokens of a batch, K kept ids.
-"""
+"""From lessons to steps: rows, and the plan of which row is in which step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Sampler
 
-from stillroom.losses.targets import SparseTargets
+from stillroom.losses import SparseTargets
 
 
 @dataclass(frozen=True)
@@ -65,86 +61,68 @@ class Rows(Dataset[TrainingRow]):
 class StepPlan(Sampler[list[int]]):
     """Which rows are in which micro-batch, for the whole training, decided by the seed alone.
 
-    Each epoch is shuffled, sorted by length inside pools of 64 steps (so that little is padded), cut into
-    optimiser steps of `batch_size` rows and those into micro-batches. One iteration of this sampler is the
-    whole training: a resumed run skips the micro-batches that were done and sees the same rest.
+    Each epoch is shuffled and cut into optimiser steps of `batch_size` rows, so that a step's rows are a uniform
+    sample: rows of like length in one step would tilt its gradient. Only inside the step are rows sorted by length
+    and cut into micro-batches. Rows that do not fill a step are left out of that epoch, others in each. One iteration
+    of this sampler is the whole training: a resumed run skips the micro-batches that were done and sees the same
+    rest.
 
     Args:
         lengths: tokens of each row, int [rows].
         batch_size: rows of an optimiser step, over all micro-batches and ranks.
-        micro_batch_size: rows of one forward pass.
+        micro_batch_size: rows of one forward pass at most, or one more where ranks do not divide a step.
         steps: optimiser steps of the whole training.
         seed: decides the order.
+        rank: whose micro-batches are given.
+        ranks: how many processes share a step; each has as many micro-batches.
+
+    Raises:
+        ValueError: no rows, or a step with fewer rows than ranks.
     """
 
     def __init__(
-        self, lengths: np.ndarray, *, batch_size: int, micro_batch_size: int, steps: int, seed: int
+        self,
+        lengths: np.ndarray,
+        *,
+        batch_size: int,
+        micro_batch_size: int,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         if len(lengths) == 0:
             raise ValueError("no rows to train on")
-        self.lengths, self.steps, self.seed = lengths, steps, seed
+        if batch_size < ranks:
+            raise ValueError(f"a step of {batch_size} rows cannot be shared by {ranks} ranks")
+        self.lengths, self.steps, self.seed, self.rank, self.ranks = lengths, steps, seed, rank, ranks
         self.batch_size, self.micro = batch_size, min(micro_batch_size, batch_size)
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of one optimiser step."""
-        return -(-self.batch_size // self.micro)
+        """Micro-batches of one optimiser step on one rank, as few as the step's rows allow on any."""
+        rounds = -(-self.batch_size // (self.micro * self.ranks))
+        return min(rounds, self.batch_size // self.ranks)
 
     def __len__(self) -> int:
         return self.steps * self.micro_batches_per_step
 
-    def _epoch(self, epoch: int) -> Iterator[np.ndarray]:
-        random = np.random.default_rng((self.seed, epoch))
-        order = random.permutation(len(self.lengths))
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """Rows of each step, int [steps, batch_size]."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
         if len(order) < self.batch_size:  # fewer rows than a step takes: rows repeat inside it
             order = np.resize(order, self.batch_size)
-        pool = self.batch_size * 64
-        for start in range(0, len(order), pool):
-            chunk = order[start : start + pool]
-            chunk = chunk[np.argsort(self.lengths[chunk], kind="stable")]
-            whole = len(chunk) // self.batch_size
-            left_over = len(chunk) - whole * self.batch_size
-            # Which rows are dropped to fill whole steps changes each epoch.
-            dropped = random.choice(len(chunk), left_over, replace=False)
-            steps = np.delete(chunk, dropped).reshape(whole, self.batch_size)
-            yield from steps[random.permutation(whole)]
+        whole = len(order) // self.batch_size
+        return order[: whole * self.batch_size].reshape(whole, self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         done, epoch = 0, 0
         while done < self.steps:
-            for step in self._epoch(epoch):
-                if done == self.steps:
-                    return
-                for start in range(0, self.batch_size, self.micro):
-                    yield step[start : start + self.micro].tolist()
+            for step in self._epoch(epoch)[: self.steps - done]:
+                by_length = step[np.argsort(self.lengths[step], kind="stable")]
+                # Neighbours, which are of like length, run side by side on the ranks.
+                pieces = np.array_split(by_length, self.micro_batches_per_step * self.ranks)
+                for piece in pieces[self.rank :: self.ranks]:
+                    yield piece.tolist()
                 done += 1
             epoch += 1
-
-
-def collate(rows: Sequence[TrainingRow]) -> dict[str, Any]:
-    """Right-pad rows into a batch.
-
-    Returns:
-        `input_ids` int64 [B, L]; `positions` int64 [N], indices into the flattened [B * L] hidden states whose
-        output predicts a selected token; `labels` int64 [N], those tokens; and, where the rows have signals,
-        `targets`, their SparseTargets over N. No attention mask is needed: padding is on the right and
-        attention is causal, so no real token sees it.
-    """
-    longest = max(len(row.ids) for row in rows)
-    input_ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-    positions, labels = [], []
-    for number, row in enumerate(rows):
-        ids = torch.from_numpy(np.asarray(row.ids, dtype=np.int64))
-        input_ids[number, : len(ids)] = ids
-        predicted = torch.from_numpy(np.flatnonzero(row.mask))
-        positions.append(number * longest + predicted - 1)
-        labels.append(ids[predicted])
-    batch: dict[str, Any] = {
-        "input_ids": input_ids,
-        "positions": torch.cat(positions),
-        "labels": torch.cat(labels),
-    }
-    targets = [row.targets for row in rows if row.targets is not None]
-    if targets:
-        batch["targets"] = SparseTargets.cat(targets)
-    return batch

@@ -14,10 +14,12 @@ from stillroom.training.batches import TrainingRow
 
 
 class BookRows:
-    """A row source over a book: in memory it holds a key and a length a row."""
+    """A row source over a book: in memory it holds 16 bytes of key and a length a row."""
 
     def __init__(self, book: Book, keys: Sequence[str], lengths: np.ndarray) -> None:
-        self.book, self.keys, self.lengths = book, keys, lengths
+        self.book, self.lengths = book, lengths
+        self._keys = b"".join(bytes.fromhex(key) for key in keys)
+        self._width = len(self._keys) // max(len(keys), 1)
 
     @classmethod
     def open(
@@ -33,5 +35,5 @@ class BookRows:
         return cls(book, [key for key, _ in held], np.array([length for _, length in held], dtype=np.int64))
 
     def __getitem__(self, index: int) -> TrainingRow:
-        row = self.book.row(self.keys[index])
+        row = self.book.row(self._keys[index * self._width : (index + 1) * self._width].hex())
         return TrainingRow(row.token_ids.numpy(), row.loss_mask.numpy(), row.targets)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import PrinterCallback, TrainingArguments
 
 from stillroom.contracts.files import storage
@@ -17,14 +18,14 @@ from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Distil
 from stillroom.models.hardware import bfloat16_is_quick
 from stillroom.training.batches import RowSource, StepPlan, TrainingRow
-from stillroom.training.objective import Objective
-from stillroom.training.trainer import (
-    DistillationTrainer,
+from stillroom.training.callbacks import (
     MetricsFile,
     ProgressCallback,
     WholeCheckpoints,
     last_whole_checkpoint,
 )
+from stillroom.training.objective import Objective
+from stillroom.training.trainer import DistillationTrainer
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -47,6 +48,8 @@ def fit(
     label: str,
     progress: Progress,
     validation: Sequence[TrainingRow] = (),
+    teacher: nn.Module | None = None,
+    packing: bool = True,
 ) -> dict[str, Any]:
     """Train the student in place, from its newest whole checkpoint if there is one.
 
@@ -62,6 +65,8 @@ def fit(
         label: what the progress display calls it.
         progress: where to report to.
         validation: rows whose loss is logged.
+        teacher: a live teacher, instead of signals that come with the rows; frozen.
+        packing: lay rows end to end without padding where student and teacher keep them apart.
 
     Returns:
         counts for the manifest: steps, lessons seen, the last loss.
@@ -69,12 +74,15 @@ def fit(
     Raises:
         StorageFault: the disk is full.
     """
+    rank, ranks = _place()
     plan = StepPlan(
         rows.lengths,
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
         steps=steps,
         seed=seed,
+        rank=rank,
+        ranks=ranks,
     )
     with storage(checkpoints):
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -90,24 +98,34 @@ def fit(
                 plan=plan,
                 objective=objective,
                 validation=validation,
+                teacher=teacher,
+                packing=packing,
                 callbacks=[MetricsFile(metrics), WholeCheckpoints(), ProgressCallback(meter)],
             )
             trainer.remove_callback(PrinterCallback)
-            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
-    objective.detach(student)
+            try:
+                trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+            finally:
+                trainer.release()
     return {"steps": steps, "lessons seen": steps * settings.batch_size, **_last(metrics)}
+
+
+def _place() -> tuple[int, int]:
+    """This process's rank and how many there are: a launcher says it before anything is initialised."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _arguments(
     settings: Distil, steps: int, seed: int, folder: Path, plan: StepPlan, validate: bool
 ) -> TrainingArguments:
     bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and bfloat16_is_quick())
-    ranks = max(1, torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=plan.micro,
-        gradient_accumulation_steps=max(1, math.ceil(plan.micro_batches_per_step / ranks)),
+        gradient_accumulation_steps=plan.micro_batches_per_step,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=_SCHEDULES[settings.schedule],
         warmup_steps=round(settings.warmup * steps),

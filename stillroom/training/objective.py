@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.losses.fused import fused_linear_divergence
-from stillroom.losses.targets import SparseTargets
+from stillroom.losses import SparseTargets, TeacherHead, fused_linear_divergence
+from stillroom.training.packing import Layout, packed_arguments
 
 
 @dataclass(frozen=True)
@@ -27,29 +27,40 @@ class Objective:
 
     @property
     def needs_signals(self) -> bool:
-        """Whether rows must come with the teacher's signals."""
+        """Whether the teacher must be heard, live or through the rows' signals."""
         return self.soft > 0
 
-    def attach(self, student: nn.Module) -> None:
-        """Let the model's forward answer `forward(input_ids, positions, labels, targets, scale)` with the loss.
+    def attach(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
+        """Let the model's forward answer a batch of `collate` and `scale` with what `loss` returns.
 
         Calls without `positions` (generation, evaluation by others) still reach the model's own forward.
+
+        Args:
+            student: the causal language model, with or without adapters.
+            teacher: a live teacher, which sees the same batches and gets no gradient; else signals come with them.
+
+        Raises:
+            ValueError: the teacher carries adapters.
         """
-        decoder = _decoder(student)
+        if teacher is not None and hasattr(teacher, "get_base_model"):
+            raise ValueError("a live teacher must be whole: merge its adapters first")
+        decoder = decoder_of(student)
         plain = decoder.forward
         objective = self
 
         def forward(model: Any, *args: Any, positions: Tensor | None = None, **kwargs: Any) -> Any:
             if positions is None:
                 return plain(*args, **kwargs)
-            return objective.loss(model, positions=positions, **kwargs)
+            if kwargs.pop("states", False):
+                return hidden_states(model, positions=positions, **kwargs)
+            return objective.loss(model, positions=positions, teacher=teacher, **kwargs)
 
         decoder.forward = types.MethodType(forward, decoder)
 
     @staticmethod
     def detach(student: nn.Module) -> None:
         """Give the model its own forward back, so that it can be saved, copied and used as any other."""
-        decoder = _decoder(student)
+        decoder = decoder_of(student)
         decoder.__dict__.pop("forward", None)
 
     def loss(
@@ -61,40 +72,70 @@ class Objective:
         labels: Tensor,
         scale: Tensor | float,
         targets: SparseTargets | None = None,
-        **_: Any,
+        teacher: Any = None,
+        measure: bool = False,
+        **packing: Any,
     ) -> dict[str, Tensor]:
         """The loss of one micro-batch, already divided by the whole step's token count.
 
         Args:
             model: the causal language model itself, inside any wrapper.
-            input_ids: int64 [B, L], right-padded.
+            input_ids: int64 [B, L], right-padded, or [1, T], packed.
             positions: int64 [N], indices into the flattened hidden states; each predicts one label.
             labels: int64 [N].
             scale: what each token's value is multiplied by: 1 / selected tokens of the optimiser step.
             targets: the teacher's signals over the N positions.
+            teacher: a live teacher, instead of targets.
+            measure: take both terms at full weight, for validation.
+            packing: `position_ids` and `layout` of a packed batch.
 
         Returns:
-            `loss` scalar, `values` float32 [N] detached.
+            `loss` scalar; `hard_values` and `soft_values` float32 [N], detached, the latter with T squared; 0 where a
+            term is off.
         """
-        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
+        hard, soft = (1.0, float(self.needs_signals)) if measure else (self.hard, self.soft)
+        batch = {"input_ids": input_ids, "positions": positions, **packing}
+        hidden = hidden_states(model, **batch)
+        known: SparseTargets | TeacherHead | None = targets
+        if teacher is not None and soft:
+            with torch.no_grad():
+                above = head_of(teacher)
+                known = TeacherHead(
+                    hidden_states(teacher, **batch), above.weight, above.bias, above.scale, above.softcap
+                )
         head = head_of(model)
-        weights = torch.full_like(labels, 1.0, dtype=torch.float32) * scale
         fused = fused_linear_divergence(
             hidden,
             head.weight,
-            targets if self.needs_signals else None,
-            weights=weights,
-            labels=labels if self.hard > 0 else None,
-            hard=self.hard,
-            soft=self.soft,
+            known if soft else None,
+            weights=torch.full_like(labels, 1.0, dtype=torch.float32) * scale,
+            labels=labels if hard else None,
+            hard=hard,
+            soft=soft,
             temperature=self.temperature,
             student_bias=head.bias,
             student_lora=head.lora,
             logit_scale=head.scale,
             softcap=head.softcap,
         )
-        return {"loss": fused.loss, "values": fused.values}
+        return {"loss": fused.loss, "hard_values": fused.hard_values, "soft_values": fused.soft_values}
+
+
+def hidden_states(
+    model: Any,
+    *,
+    input_ids: Tensor,
+    positions: Tensor,
+    position_ids: Tensor | None = None,
+    layout: Layout | None = None,
+    **_: Any,
+) -> Tensor:
+    """The last hidden states `[N, hidden]` at the positions of a batch, which may be packed."""
+    packed = {}
+    if layout is not None and position_ids is not None:
+        packed = packed_arguments(position_ids, layout)
+    hidden = model.base_model(input_ids=input_ids, use_cache=False, **packed).last_hidden_state
+    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
 
 
 @dataclass(frozen=True)
@@ -127,6 +168,6 @@ def head_of(model: Any) -> Head:
     return Head(base.weight, getattr(base, "bias", None), scale, float(cap) if cap else None, lora)
 
 
-def _decoder(student: Any) -> Any:
+def decoder_of(student: Any) -> Any:
     """The causal language model inside an adapter wrapper, or the model itself."""
     return student.get_base_model() if hasattr(student, "get_base_model") else student

@@ -1,43 +1,49 @@
-"""The trainer: a transformers.Trainer whose rows carry a teacher's signals.
+"""The trainer: a transformers.Trainer whose student hears a teacher, live or through its rows' signals.
 
-All of its flags, trackers, callbacks and launchers work. What differs: batches follow a StepPlan, a step's loss is
-divided by the selected tokens of the whole step over micro-batches and ranks, and checkpoints count only once a
-marker says that they are whole.
+All of its flags, trackers, callbacks and launchers work. What differs: batches follow a StepPlan and are made ahead
+of time, rows are packed where the models honour it, and a step's loss is divided by the selected tokens of the whole
+step over micro-batches and ranks.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from stillroom.contracts.progress import Meter
-from stillroom.training.batches import Rows, RowSource, StepPlan, TrainingRow, collate
-from stillroom.training.objective import Objective
-
-WHOLE = "whole"
-"""Written into a checkpoint last; transformers writes checkpoints in place, so a killed save looks like one."""
+from stillroom.losses import SparseTargets
+from stillroom.training.batches import Rows, RowSource, StepPlan, TrainingRow
+from stillroom.training.collation import collate
+from stillroom.training.objective import Objective, decoder_of
+from stillroom.training.packable import use_packing
+from stillroom.training.packing import Layout, undo_packing
+from stillroom.training.prefetch import Ahead
 
 
 class DistillationTrainer(Trainer):
-    """Trains a student on rows of tokens and signals.
+    """Trains a student on rows of tokens, with their signals or a live teacher.
+
+    `release` gives the student its own forward and attention back.
 
     Args:
         model: the student, with or without adapters.
         args: transformers' own arguments; `max_steps` must be set.
         rows: what to train on.
-        plan: which rows are in which step.
+        plan: which rows are in which step; of this rank's micro-batches.
         objective: the loss.
-        validation: rows whose loss is logged every `eval_steps`.
+        validation: rows whose loss is logged every `eval_steps`, the same on every rank.
+        teacher: a live teacher of the student's tokenizer; its last hidden states and head are asked in the
+            student's forward, and rows need no signals. It is moved to the student's device and frozen.
+        packing: lay rows end to end instead of padding them, if student and teacher prove to keep them apart.
+            `packed` says what came of it.
+
+    Raises:
+        ValueError: the live teacher carries adapters.
     """
 
     loss_is_scaled_for_ga = True
@@ -51,23 +57,58 @@ class DistillationTrainer(Trainer):
         plan: StepPlan,
         objective: Objective,
         validation: Sequence[TrainingRow] = (),
+        teacher: nn.Module | None = None,
+        packing: bool = True,
         **kwargs: Any,
     ) -> None:
-        objective.attach(model)
-        self.plan, self.objective = plan, objective
+        objective.attach(model, teacher)
+        self.plan, self.objective, self.teacher = plan, objective, teacher
         super().__init__(
             model,
             args,
             train_dataset=Rows(rows),
-            eval_dataset=list(validation) or None,
+            eval_dataset=sorted(validation, key=lambda row: len(row.ids)) or None,
             data_collator=collate,
             **kwargs,
         )
+        if teacher is not None:
+            teacher.to(args.device).eval().requires_grad_(False)
+        longest = max([int(plan.lengths.max()), *(len(row.ids) for row in validation)])
+        self.packed = packing and self._can_pack(longest)
+        self._ahead: Ahead | None = None
+
+    def _can_pack(self, longest: int) -> bool:
+        if not use_packing(self.model, longest, attached=True):
+            return False
+        if self.teacher is None or use_packing(self.teacher, longest, attached=False):
+            return True
+        undo_packing(decoder_of(self.model))
+        return False
+
+    def release(self) -> None:
+        """Student and teacher as they were: their own forward, their own attention."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self.objective.detach(self.model)
+        for model in (self.model, self.teacher):
+            if model is not None:
+                undo_packing(decoder_of(model))
+
+    # Batches.
 
     def get_train_dataloader(self) -> DataLoader:
-        """Micro-batches in the plan's order."""
-        loader = DataLoader(self.train_dataset, batch_sampler=self.plan, collate_fn=collate)
-        return self.accelerator.prepare(loader)
+        """Micro-batches of this rank in the plan's order; `get_batch_samples` reads them ahead of time."""
+        return DataLoader(
+            self.train_dataset, batch_sampler=self.plan, collate_fn=partial(collate, packed=self.packed)
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor]:
+        """The micro-batches of a step and its token count; those of the next step are in the making."""
+        if self._ahead is None or self._ahead.source is not epoch_iterator:
+            self._ahead = Ahead(epoch_iterator, depth=num_batches)
+        return super().get_batch_samples(self._ahead, num_batches, device)
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
@@ -75,6 +116,14 @@ class DistillationTrainer(Trainer):
         """Selected tokens of the whole optimiser step, over micro-batches and ranks."""
         count = torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+
+    def _prepare_input(self, data: Any) -> Any:
+        """To the model's device, signals and layouts too."""
+        if isinstance(data, SparseTargets | Layout):
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
+
+    # Loss.
 
     def compute_loss(
         self,
@@ -93,95 +142,44 @@ class DistillationTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation: mean negative log-likelihood and, with signals, mean KL to the teacher, nats a token."""
-        model = self.model.eval()
-        parts = {"validation_loss": Objective(hard=1.0, soft=0.0)}
-        if self.objective.needs_signals:
-            parts["validation_kl"] = Objective(hard=0.0, soft=1.0, temperature=self.objective.temperature)
-        sums, tokens = dict.fromkeys(parts, 0.0), 0
-        decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
-        for start in range(0, len(self.eval_dataset), self.args.per_device_train_batch_size):
-            rows = self.eval_dataset[start : start + self.args.per_device_train_batch_size]
-            batch = self._prepare_inputs(collate(rows))
-            tokens += len(batch["labels"])
+        """Validation: mean negative log-likelihood and, with a teacher, mean KL to it, nats a token.
+
+        The model is called through whatever wraps it, as often on each rank, which is what sharding asks for.
+        """
+        model = self.model_wrapped if self.model_wrapped is not None else self.model
+        was_training = model.training
+        model.eval()
+        exact = torch.float64 if self.args.device.type != "mps" else torch.float32
+        sums = torch.zeros(3, dtype=exact, device=self.args.device)
+        for batch in self._validation_batches():
             with self.accelerator.autocast():
-                for name, part in parts.items():
-                    # Temperature squared belongs to the training loss; the figure shown is a plain KL.
-                    value = part.loss(decoder, **batch, scale=1.0)["loss"].item()
-                    sums[name] += value / part.temperature**2
-        model.train()
-        figures = {name: value / max(tokens, 1) for name, value in sums.items()}
+                values = model(**self._prepare_inputs(batch), scale=1.0, measure=True)
+            sums[0] += len(batch["labels"])
+            sums[1] += values["hard_values"].to(exact).sum()
+            sums[2] += values["soft_values"].to(exact).sum()
+        model.train(was_training)
+        tokens, hard, soft = self.accelerator.reduce(sums).tolist()
+        figures = {"validation_loss": hard / max(tokens, 1)}
+        if self.objective.needs_signals:
+            # Temperature squared belongs to the training loss; the figure shown is a plain KL.
+            figures["validation_kl"] = soft / self.objective.temperature**2 / max(tokens, 1)
         self.log(figures)
         return figures
 
-
-class MetricsFile(TrainerCallback):
-    """Writes every log line to metrics.jsonl, and drops the lines after a resumed step."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Keep only what the resumed checkpoint had seen."""
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        kept = []
-        for line in lines:
-            try:
-                if json.loads(line)["step"] <= state.global_step:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                continue  # a half-written last line of a killed run
-        self.path.write_text("".join(kept) if state.global_step else "")
-        self._time, self._step = time.monotonic(), state.global_step
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
-        """One line a log."""
-        if not logs or "train_runtime" in logs or not state.is_world_process_zero:
-            return
-        line = {"step": state.global_step, **{k: v for k, v in logs.items() if k != "epoch"}}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    def _validation_batches(self) -> Iterator[dict[str, Any]]:
+        """This rank's share; where it is shorter than another's, a row without a selected token fills it up."""
+        rows = list(self.eval_dataset or [])
+        size, ranks, rank = (
+            self.args.per_device_train_batch_size,
+            self.args.world_size,
+            self.args.process_index,
+        )
+        pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
+        for first in range(0, len(pieces), ranks):
+            mine = pieces[first + rank] if first + rank < len(pieces) else [_silent(rows[0])]
+            yield collate(mine, packed=self.packed)
 
 
-class WholeCheckpoints(TrainerCallback):
-    """Marks each checkpoint as whole once all of it is on disk."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Sync the folder's files, then write the marker."""
-        if not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for item in folder.iterdir():
-            if item.is_file():
-                descriptor = os.open(item, os.O_RDONLY)
-                os.fsync(descriptor)
-                os.close(descriptor)
-        (folder / WHOLE).touch()
-
-
-class ProgressCallback(TrainerCallback):
-    """Reports steps to the stage's meter."""
-
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One optimiser step is done."""
-        last = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
-        self.meter.advance(1, note=f"loss {last:.3f}" if last is not None else None)
-
-
-def last_whole_checkpoint(folder: Path) -> tuple[Path, int] | None:
-    """The newest whole checkpoint and its step; half-written ones are removed."""
-    whole: list[tuple[int, Path]] = []
-    for item in folder.glob("checkpoint-*"):
-        if (item / WHOLE).is_file():
-            whole.append((int(item.name.rpartition("-")[2]), item))
-        else:
-            shutil.rmtree(item)
-    if not whole:
-        return None
-    step, path = max(whole)
-    return path, step
+def _silent(row: TrainingRow) -> TrainingRow:
+    none = None if row.targets is None else row.targets.select(slice(0, 0))
+    return TrainingRow(row.ids, row.mask & False, none)
