@@ -3,13 +3,15 @@
     python tools/make_teacher.py --out stillroom/embedded/tickets-teacher --seed 7
 
 Under an hour on two CPU cores. The grammar of `stillroom.lessons.tickets` never runs dry, so every step sees
-fresh messages and the teacher cannot memorise. It grows: a trunk of three layers learns to copy and the task's
-beginnings, cheaply; then nine layers that add nothing at first are put on top (progressive stacking, Gong et al.
-2019). The number of steps is fixed: a slower machine takes longer and makes the same teacher. A killed run continues
-from its last checkpoint.
+fresh messages and the teacher cannot memorise. Copying is learned first, then the task, and at last the task with an
+early exit: the first layers alone must answer too (Lee et al. 2015; Elhoushi et al. 2024), so that a student cut from
+them has a start, where training of the last layer alone leaves the heads that copy spread over all depths. The number
+of steps is fixed: a slower machine takes longer and makes the same teacher. A killed run continues from its last
+checkpoint.
 """
 
 import argparse
+import itertools
 import json
 import random
 import tempfile
@@ -47,10 +49,12 @@ CHAT_TEMPLATE = (
     "'<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-TRUNK_LAYERS, LAYERS = 3, 12
-COPY_STEPS, TRUNK_STEPS, TASK_STEPS = 500, 1500, 3000
+LAYERS, EXIT_LAYERS = 12, 3
+COPY_STEPS, TASK_STEPS, EXIT_STEPS = 500, 5000, 1200
+PLAIN_STEPS = COPY_STEPS + TASK_STEPS
 COPY_TOKENS, ROWS = 1000, 16  # a batch: heads that copy want many steps, not many tokens
 PEAK_RATE, WARM_UP = 1e-3, 50
+EXIT_WEIGHT = 0.5  # of the early exit's loss beside the whole model's
 MESSAGE_WEIGHT = 0.1  # the message's own tokens: cheap knowledge of words, worth a little
 HELD_OUT_SEED = 1_000_003  # checks while training; 1_000_004 for the card's figures
 
@@ -88,13 +92,13 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, layers: int) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=layers,
+        num_hidden_layers=LAYERS,
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=512,
@@ -104,16 +108,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, layers: int) -> L
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config)
-
-
-def grown(trunk: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """The trunk with more layers on top, whose outputs begin at zero: it answers as before and has room to learn."""
-    model = build_model(tokenizer, seed, LAYERS)
-    model.load_state_dict(trunk.state_dict(), strict=False)
-    for layer in model.model.layers[TRUNK_LAYERS:]:
-        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
-    return model
 
 
 def copy_batches(rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -163,6 +157,18 @@ def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Ten
     """Cross-entropy of each next token, weighted and averaged; ids and weights [rows, length]."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    return average(logits, ids, weights)
+
+
+def loss_with_exit(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted loss of the whole model, and that of its first layers under the same norm and head."""
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = model(input_ids=ids[:, :-1], use_cache=False, output_hidden_states=True)
+        early = model.lm_head(model.model.norm(answer.hidden_states[EXIT_LAYERS]))
+    return average(answer.logits, ids, weights) + EXIT_WEIGHT * average(early, ids, weights)
+
+
+def average(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     w = weights[:, 1:].flatten()
     return (losses * w).sum() / w.sum()
@@ -194,33 +200,44 @@ class State:
     @classmethod
     def load(cls, path: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> "State":
         parts = torch.load(path, weights_only=True)
-        layers = TRUNK_LAYERS if parts["step"] <= COPY_STEPS + TRUNK_STEPS else LAYERS
-        state = cls.of(build_model(tokenizer, seed, layers), parts["step"], parts["tokens"])
+        state = cls.of(build_model(tokenizer, seed), parts["step"], parts["tokens"])
         state.model.load_state_dict(parts["model"])
         state.optimiser.load_state_dict(parts["optimiser"])
         return state
 
 
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, step: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batch of each step from this one on."""
+    plain = task_batches(tokenizer, seed, random.Random(seed))
+    for phase, steps in (
+        (copy_batches(random.Random(seed)), COPY_STEPS),
+        (plain, TASK_STEPS),
+        (task_batches(tokenizer, seed + 4, random.Random(seed + 4)), EXIT_STEPS),
+    ):
+        # Of a phase that is over nothing need be made again.
+        yield from itertools.islice(phase, min(step, steps), steps)
+        step = max(0, step - steps)
+
+
 def train(tokenizer: PreTrainedTokenizerFast, seed: int, checkpoint: Path) -> State:
-    """Copying first, then the task, then the task with all layers."""
+    """Copying first, then the task, then the task with an early exit and a fresh optimiser."""
     if checkpoint.exists():
         state = State.load(checkpoint, tokenizer, seed)
         print(f"continuing after step {state.step}", flush=True)
     else:
-        state = State.of(build_model(tokenizer, seed, TRUNK_LAYERS))
-    copying, task = copy_batches(random.Random(seed)), task_batches(tokenizer, seed, random.Random(seed))
-    for _ in range(max(0, state.step - COPY_STEPS)):
-        next(task)
+        state = State.of(build_model(tokenizer, seed))
     held_out = list(tickets(200, HELD_OUT_SEED))
-    total = COPY_STEPS + TRUNK_STEPS + TASK_STEPS
+    total = PLAIN_STEPS + EXIT_STEPS
     first, begun = state.step, time.perf_counter()
-    while state.step < total:
-        if state.step == COPY_STEPS + TRUNK_STEPS:
-            state = State.of(grown(state.model, tokenizer, seed), state.step, state.tokens)
-        ids, weights = next(copying if state.step < COPY_STEPS else task)
+    for ids, weights in batches(tokenizer, seed, state.step):
+        if state.step == PLAIN_STEPS:
+            state = State.of(state.model, state.step, state.tokens)
         for group in state.optimiser.param_groups:
             group["lr"] = PEAK_RATE * rate(state.step)
-        loss = weighted_loss(state.model, ids, weights)
+        of = weighted_loss if state.step < PLAIN_STEPS else loss_with_exit
+        loss = of(state.model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
         state.optimiser.step()
@@ -236,11 +253,12 @@ def train(tokenizer: PreTrainedTokenizerFast, seed: int, checkpoint: Path) -> St
 
 
 def rate(step: int) -> float:
-    """Share of the peak rate: a short warm-up of trunk and whole, flat, then straight down to zero."""
-    grown_at = COPY_STEPS + TRUNK_STEPS
-    warm = (step if step < grown_at else step - grown_at) + 1
-    left = grown_at + TASK_STEPS - step
-    return min(warm / WARM_UP, 1.0, max(left, 1) / (0.7 * TASK_STEPS))
+    """Share of the peak rate: in each of the two parts a short warm-up, flat, then straight down to zero."""
+    if step < PLAIN_STEPS:
+        steps, falling = PLAIN_STEPS, 0.5
+    else:
+        step, steps, falling = step - PLAIN_STEPS, EXIT_STEPS, 0.8
+    return min((step + 1) / WARM_UP, 1.0, (steps - step) / (falling * steps))
 
 
 @torch.inference_mode()
@@ -311,8 +329,8 @@ The teacher of stillroom's quickstart: a Llama of 7.3 M parameters (12 layers) w
 1,024 tokens. It reads a customer's message, thinks in one short line and answers with JSON: intent,
 product, order number, urgency. It knows nothing else.
 
-Made from nothing, on two CPU cores, by a seeded grammar of messages (no customer wrote them). It was grown: its first
-{TRUNK_LAYERS} layers learned to copy and the beginnings of the task before the others were put on top.
+Made from nothing, on two CPU cores, by a seeded grammar of messages (no customer wrote them). In the last part of its
+training its first {EXIT_LAYERS} layers had to answer too, so that a student can be cut from them.
 
     python tools/make_teacher.py --out stillroom/embedded/tickets-teacher --seed {seed}
 
