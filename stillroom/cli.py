@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -92,18 +93,53 @@ def _run_of(path: Path, sets: list[str] | None, runs: Path) -> Run:
     return Run(runs / recipe.name, recipe, (path if path.is_dir() else path.parent).resolve())
 
 
-@app.command(epilog="Example: stillroom init tickets && stillroom run tickets")
+@app.command(
+    epilog="Examples: stillroom init tickets && stillroom run tickets; "
+    "stillroom init mine --task task.md --examples few.jsonl --teacher qwen2.5:72b --api http://127.0.0.1:11434/v1"
+)
 def init(
     name: Annotated[str, typer.Argument(help="The job's name; a folder of this name is made.")],
-    messages: Annotated[int, typer.Option(help="Messages without answers, for the teacher.")] = 2700,
-    labelled: Annotated[int, typer.Option(help="Messages with their right answers.")] = 300,
-    evaluation: Annotated[int, typer.Option(help="Messages kept for the evaluation.")] = 600,
-    seed: Annotated[int, typer.Option(help="Seeds the messages.")] = 0,
+    task: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Your own job: a text that describes it. Goes with --examples."),
+    ] = None,
+    examples: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Ten to a hundred examples of it, best with right answers; JSONL, CSV or text."),
+    ] = None,
+    teacher: Annotated[
+        str, typer.Option(help="With --task: the big model, a hub id, folder, .gguf file or name at an API.")
+    ] = "Qwen/Qwen2.5-7B-Instruct",
+    api: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With --task: base URL of the teacher's OpenAI-compatible API."),
+    ] = None,
+    student: Annotated[
+        str, typer.Option(help="With --task: the small model, a hub id or folder.")
+    ] = "Qwen/Qwen2.5-0.5B-Instruct",
+    count: Annotated[int, typer.Option(min=1, help="With --task: questions to invent.")] = 5000,
+    messages: Annotated[int, typer.Option(help="Of the example job: messages without answers.")] = 2700,
+    labelled: Annotated[int, typer.Option(help="Of the example job: messages with right answers.")] = 300,
+    evaluation: Annotated[int, typer.Option(help="Of the example job: messages for the evaluation.")] = 600,
+    seed: Annotated[int, typer.Option(help="Of the example job: seeds the messages.")] = 0,
 ) -> None:
-    """Make a job to start from: a recipe with comments and its data, the example of customer tickets."""
-    from stillroom.lessons.starting import start_job
+    """Make a job to start from: yours, from a description and a few examples, or the example of customer tickets."""
+    from stillroom.lessons.starting import start_from_examples, start_job
 
     folder = Path(name)
+    if (task is None) != (examples is None):
+        raise UserError(
+            "init wants --task and --examples together",
+            expected="a description of the job, and a few examples",
+        )
+    if task is not None and examples is not None:
+        notes = start_from_examples(
+            folder, task=task, examples=examples, teacher=teacher, api=api, student=student, count=count
+        )
+        print(
+            "\n".join([*notes, f"made {folder}/recipe.yaml and {folder}/data; now: stillroom plan {folder}"])
+        )
+        return
     start_job(folder, messages=messages, labelled=labelled, evaluation=evaluation, seed=seed)
     print(f"made {folder}/recipe.yaml and {folder}/data; now: stillroom run {folder}")
 
@@ -197,6 +233,43 @@ def report(path: RunPath) -> None:
 
 
 @app.command(
+    name="filter",
+    epilog="Examples: stillroom filter answers.jsonl --set verify=number --out lessons.jsonl --rejected rejected.jsonl; "
+    "cat answers.jsonl | stillroom filter --set keep=2 > lessons.jsonl",
+)
+def filter_(
+    source: Annotated[str, typer.Argument(help="JSONL of answers, or - for standard input.")] = "-",
+    sets: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads this at run time
+        typer.Option("--set", help="A setting of the recipe's filter section: verify=json. May be repeated."),
+    ] = None,
+    out: Annotated[str, typer.Option(help="File of lessons to write, or - for standard output.")] = "-",
+    rejected: Annotated[Optional[Path], typer.Option(help="File of rejects with their reasons.")] = None,  # noqa: UP045
+    preferences: Annotated[Optional[Path], typer.Option(help="File of pairs, right and wrong.")] = None,  # noqa: UP045
+    card: Annotated[Optional[Path], typer.Option(help="Dataset card to write.")] = None,  # noqa: UP045
+    reasoning: Annotated[bool, typer.Option(help="Keep the reasoning in the lessons.")] = True,
+) -> None:
+    """Divide answers into lessons and rejects: verified, not repeated, not in an evaluation file.
+
+    The answer is the assistant's turn at the end of a line's messages, or its completion, response, output or solution.
+    The right answer is in reference, ground_truth or the like. Samples of one question stand in consecutive lines.
+    """
+    from stillroom.lessons.filter_file import filter_file, settings_recipe, summary_lines
+
+    recipe = settings_recipe(sets or (), source)
+    summary = filter_file(
+        source, out, recipe, rejected=rejected, preferences=preferences, reasoning=reasoning
+    )
+    if card is not None:
+        from stillroom.contracts.files import write_atomically
+        from stillroom.report.cards import dataset_card
+
+        write_atomically(card, dataset_card(summary, recipe, source=source))
+    for line in summary_lines(summary):
+        print(line, file=sys.stderr)
+
+
+@app.command(
     name="eval", epilog="Examples: stillroom eval runs/tickets; stillroom eval model.gguf --file eval.jsonl"
 )
 def evaluate(
@@ -284,6 +357,58 @@ def serve(
     )
 
 
+@app.command(
+    epilog="Examples: stillroom teach questions.jsonl --model gpt-4o-mini --api openai --dry-run; "
+    "cat questions.txt | stillroom teach - --model large --api http://127.0.0.1:8080/v1 --echo | head"
+)
+def teach(
+    source: Annotated[
+        str, typer.Argument(help="Questions: JSONL, text, one a line, or - for standard input.")
+    ],
+    model: Annotated[str, typer.Option(help="The teacher: its name at the API, or a folder or .gguf file.")],
+    api: Annotated[Optional[str], typer.Option(help="Base URL of the API, or openai.")] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option(help="File of answers; those it has are not asked for again.")] = Path(
+        "answers.jsonl"
+    ),
+    sets: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads this at run time
+        typer.Option(
+            "--set", help="Any teach.* or teacher.* setting: --set teach.samples=4. May be repeated."
+        ),
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="US dollars to stop at, earlier answers included.")
+    ] = None,
+    prices: Annotated[Optional[Path], typer.Option(help="Your file of prices and terms.")] = None,  # noqa: UP045
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="Use a teacher whose terms forbid training, with leave.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seeds the samples.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would come to in requests, tokens, money and time.")
+    ] = False,
+    echo: Annotated[bool, typer.Option("--echo", help="Write the answers to standard output too.")] = False,
+) -> None:
+    """Have questions answered by a teacher, without a recipe: every answer is kept, none is paid for twice."""
+    from stillroom.display import open_progress
+    from stillroom.lessons.teach_file import teach_file
+    from stillroom.lessons.teach_settings import teach_settings
+
+    given = {"model": model, "api": api, "prices": str(prices) if prices else None}
+    teacher, settings = teach_settings(
+        {key: value for key, value in given.items() if value}
+        | ({"accept_terms": True} if accept_terms else {}),
+        {"max_cost": max_cost} if max_cost is not None else {},
+        sets or (),
+    )
+    counts = teach_file(
+        source, out, teacher, settings, seed=seed, dry_run=dry_run, echo=echo, progress=open_progress()
+    )
+    if not dry_run:
+        told = ", ".join(f"{value:,} {key}" for key, value in counts.items() if value)
+        print(f"{out}: {told or 'nothing was left to ask'}", file=sys.stderr)
+
+
 @app.command(epilog="Example: stillroom doctor")
 def doctor() -> None:
     """Say what this machine has and what is missing: versions, accelerator, memory, disk, llama.cpp."""
@@ -291,3 +416,101 @@ def doctor() -> None:
 
     for line in machine_lines():
         print(line)
+
+
+book_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(book_app, name="book", help="Look at lesson books, check, join and divide them.")
+Books = Annotated[
+    list[Path], typer.Argument(help="Folders of lesson books, such as runs/tickets/teach/signals.")
+]
+
+
+@book_app.command(
+    epilog="Examples: stillroom book show runs/tickets/teach/signals; "
+    "stillroom book show runs/tickets/teach/signals --rows 2 --tokenizer runs/tickets/distil/student"
+)
+def show(
+    folders: Books,
+    row: Annotated[Optional[list[str]], typer.Option(help="Key of a row to show. May be repeated.")] = None,  # noqa: UP045
+    rows: Annotated[int, typer.Option(help="Show this many rows, the first ones.")] = 0,
+    tokenizer: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A folder with the book's tokenizer: tokens are shown as text, not as numbers."),
+    ] = None,
+) -> None:
+    """Say what a book holds: teacher, size, what a signal keeps and how exact it is; or rows, decoded."""
+    from itertools import islice
+
+    from stillroom.signals import Book
+    from stillroom.signals.showing import book_lines, row_lines
+
+    for folder in folders:
+        lines = list(book_lines(folder))
+        book = Book.open(folder)
+        text = _texts(book.header.tokenizer, tokenizer) if tokenizer else str
+        for key in [*(row or []), *islice(book, rows)]:
+            lines += row_lines(book, key, text)
+        print("\n".join(lines))
+
+
+def _texts(wanted: str, folder: Path) -> Callable[[int], str]:
+    """What the tokens of a book are as text; BookError where the tokenizer is another."""
+    from stillroom.contracts.errors import BookError
+    from stillroom.models.rendering import Renderer
+
+    renderer = Renderer.load(folder)
+    if renderer.tokenizer_hash != wanted:
+        raise BookError(
+            "this book was captured with another tokenizer", got=renderer.tokenizer_hash, expected=wanted
+        )
+    return lambda token: repr(renderer.tokenizer.decode([token]))
+
+
+@book_app.command(epilog="Example: stillroom book verify runs/*/teach/signals")
+def verify(folders: Books) -> None:
+    """Compare every byte of the books with their checksums."""
+    from stillroom.signals import Book
+
+    failed = 0
+    for folder in folders:
+        try:
+            book = Book.open(folder)
+            book.verify()
+        except UserError as error:
+            failed += 1
+            print(f"{folder}: {error}", file=sys.stderr)
+        else:
+            print(f"{folder}: {len(book):,} rows as they were written")
+    if failed:
+        raise typer.Exit(UserError.exit_code)
+
+
+@book_app.command(
+    epilog="Example: stillroom book merge runs/a/teach/signals runs/b/teach/signals --out books/both"
+)
+def merge(folders: Books, out: Annotated[Path, typer.Option(help="Folder of the book to write.")]) -> None:
+    """Join books of the same tokenizer, template, temperature and kind; a row that comes twice is kept once."""
+    from stillroom.signals import Book
+
+    print(f"{out}: {len(Book.merge(folders, out)):,} rows")
+
+
+@book_app.command(
+    epilog="Example: stillroom book split books/both --train books/train --validation books/validation --share 0.05"
+)
+def split(
+    folder: Annotated[Path, typer.Argument(help="Folder of a lesson book.")],
+    train: Annotated[Path, typer.Option(help="Folder of the larger book to write.")],
+    validation: Annotated[Path, typer.Option(help="Folder of the smaller book to write.")],
+    share: Annotated[Optional[float], typer.Option(help="Share of the rows for validation.")] = None,  # noqa: UP045
+    rows: Annotated[Optional[int], typer.Option(help="Or their number.")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(help="Seeds the choice.")] = 0,
+) -> None:
+    """Divide a book into one to train on and one to validate on, row by row."""
+    from stillroom.signals import Book
+
+    if (share is None) == (rows is None):
+        raise UserError("a split wants either --share or --rows")
+    parts = Book.open(folder).split(train, validation, share=share, rows=rows, seed=seed)
+    for part in parts:
+        print(f"{part.folder}: {len(part):,} rows")

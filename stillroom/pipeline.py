@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from stillroom import __version__
-from stillroom.contracts.allocator import keep_freed_memory, release
 from stillroom.contracts.files import digest
 from stillroom.contracts.progress import Progress
+from stillroom.contracts.recipe import PromptSource
 from stillroom.contracts.runfolder import Manifest, Run, changes, fingerprint
+from stillroom.models.endpoint import base_url
 from stillroom.models.origins import student_source, teacher_identity
 from stillroom.models.references import resolve_model
 from stillroom.stages.context import StageContext
@@ -46,22 +47,52 @@ class Stage:
 def _prompts(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     held_out = [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate
-    return {
-        "prompts": [
-            {**_plain(source), "content": digest(run.locate(source.file))} for source in recipe.prompts
-        ],
+    found: dict[str, Any] = {
+        "prompts": [_source(run, source) for source in recipe.prompts],
         "held out": _contents(run, held_out),
         "splits": _plain(recipe.splits),
         "seed": recipe.seed,
     }
+    # Only what is used: runs from before there was a mixture or an expansion still hold.
+    if recipe.mix.count is not None:
+        found["mix"] = _plain(recipe.mix)
+    if any(source.expand for source in recipe.prompts):
+        identity = teacher_identity(recipe.teacher, run.base)
+        found["teacher"] = {"model": recipe.teacher.model, "content": identity}
+    return found
+
+
+def _source(run: Run, source: PromptSource) -> dict[str, Any]:
+    """A source of prompts and the contents of its files; a hub's data set is known by its name."""
+    content = None if source.file.startswith("hub:") else digest(run.locate(source.file))
+    found = {"limit": None, **source.model_dump(mode="json", exclude_defaults=True), "content": content}
+    if source.expand:
+        read_too = [name for name in (source.expand.task, source.expand.failures) if name]
+        found |= {"expand": _plain(source.expand), "read too": _contents(run, read_too)}
+    return found
 
 
 def _teach(run: Run) -> dict[str, Any]:
     recipe = run.recipe
-    # How fast it is asked changes nothing about the answers.
-    asked = {key: value for key, value in _plain(recipe.teach).items() if key not in ("concurrency",)}
+    # How fast, by which way and at what price it is asked changes nothing about the answers.
+    pace = {
+        "concurrency",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "timeout",
+        "max_cost",
+        "batch_endpoint",
+    }
+    asked = {key: value for key, value in _plain(recipe.teach).items() if key not in pace}
+    if not recipe.teach.parameters:
+        del asked["parameters"]  # runs from before there were any still hold
+    who = {
+        key: value for key, value in _plain(recipe.teacher).items() if key not in ("accept_terms", "prices")
+    }
+    api = recipe.teacher.api
+    content = base_url(api) if api else teacher_identity(recipe.teacher, run.base)
     return {
-        "teacher": _plain(recipe.teacher) | {"content": teacher_identity(recipe.teacher, run.base)},
+        "teacher": who | {"content": content},
         "teach": asked,
         "student": _student_content(run),
         "distil": {"temperature": recipe.distil.temperature},
@@ -70,7 +101,16 @@ def _teach(run: Run) -> dict[str, Any]:
 
 
 def _filter(run: Run) -> dict[str, Any]:
-    return {"filter": _plain(run.recipe.filter), "teach": {"reasoning": run.recipe.teach.reasoning}}
+    recipe = run.recipe
+    rule = recipe.filter
+    named = [rule.json_schema, rule.tools, rule.checker and rule.checker.rpartition(":")[0]]
+    held_out = [task.file for task in recipe.evaluate.tasks if task.file] + rule.decontaminate
+    return {
+        "filter": _plain(rule),
+        "teach": {"reasoning": recipe.teach.reasoning},
+        "checks": _contents(run, filter(None, named)),
+        "held out": _contents(run, held_out),
+    }
 
 
 def _distil(run: Run) -> dict[str, Any]:
@@ -107,8 +147,8 @@ def _export(run: Run) -> dict[str, Any]:
 
 
 STAGES = (
-    Stage("prompts", _prompts),
-    Stage("teach", _teach, reads=("prompts",), keeps=("answers.jsonl", "signals")),
+    Stage("prompts", _prompts, keeps=("expansion.jsonl",)),
+    Stage("teach", _teach, reads=("prompts",), keeps=("answers.jsonl", "signals", "batches")),
     Stage("filter", _filter, reads=("prompts", "teach")),
     # Each trained model has a mark of its own, which the stage compares.
     Stage(
@@ -202,7 +242,6 @@ def run_pipeline(
         until: stop after this stage, without a report unless it is the evaluation.
         again: run this stage although it holds.
     """
-    keep_freed_memory()
     ran = []
     for item in outlook(run):
         name = item.stage.name
@@ -210,7 +249,6 @@ def run_pipeline(
             progress.say(f"{name}: holds, skipped")
         else:
             _run_stage(run, item, progress)
-            release()
             ran.append(name)
         if name == until:
             break

@@ -74,6 +74,7 @@ def test_signals_from_an_endpoint_are_the_teachers_own_probabilities(served):
 
     from stillroom.contracts.records import Request, Sampling
     from stillroom.lessons.answered import answer_of
+    from stillroom.lessons.answers import lesson_messages
     from stillroom.lessons.capture import _aligned
     from stillroom.models.api import ApiModel
     from stillroom.models.rendering import Renderer
@@ -81,14 +82,15 @@ def test_signals_from_an_endpoint_are_the_teachers_own_probabilities(served):
     _, url = served
     renderer = Renderer.load(TEACHER)
     teacher = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32)
-    messages = [[{"role": "user", "content": ticket.message}] for ticket in tickets(8, 7)]
-    requests = [Request(f"{n:032x}", message) for n, message in enumerate(messages)]
+    asked = [[{"role": "user", "content": ticket.message}] for ticket in tickets(8, 7)]
+    requests = [Request(f"{n:032x}", message) for n, message in enumerate(asked)]
     model = ApiModel(f"{url}/v1", "tiny", concurrency=2)
     sampling = Sampling(temperature=1.0, max_new_tokens=96, top_logprobs=20)
     compared = 0
     for request, reply in model.answer(requests, sampling):
         answer = answer_of(request, reply)
-        row = renderer.lesson(answer.messages, complete=answer.finish == "stop")
+        messages = lesson_messages(answer.messages, reasoning=True)
+        row = renderer.lesson(messages, complete=answer.finish == "stop")
         signals = _aligned(answer, row, renderer)
         if signals is None:
             continue

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
+from typer import Typer
 from typer.testing import CliRunner
 
 from stillroom.cli import app
@@ -74,17 +76,24 @@ def shown(default: Any) -> str:
 
 def cli_page() -> str:
     """The help of every command."""
-    names = [
-        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
-    ]
     runner = CliRunner()
     lines = ["# Commands", "", "What `--help` says; this page is made from it by `make docs`."]
-    for name in [None, *names]:
-        arguments = [name, "--help"] if name else ["--help"]
-        text = runner.invoke(app, arguments, prog_name="stillroom", terminal_width=100).output
+    for words in commands(app):
+        text = runner.invoke(app, [*words, "--help"], prog_name="stillroom", terminal_width=100).output
         body = "\n".join(line.rstrip() for line in text.strip().splitlines())
-        lines += ["", f"## stillroom{f' {name}' if name else ''}", "", "```", body, "```"]
+        lines += ["", f"## {' '.join(['stillroom', *words])}", "", "```", body, "```"]
     return "\n".join(lines) + "\n"
+
+
+def commands(group: Typer, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of the group itself, of each of its commands and of those of its groups."""
+    yield words
+    for command in group.registered_commands:
+        if command.callback:
+            yield (*words, command.name or command.callback.__name__)
+    for inner in group.registered_groups:
+        if inner.typer_instance:
+            yield from commands(inner.typer_instance, (*words, str(inner.name)))
 
 
 def pages() -> dict[str, str]:

@@ -48,6 +48,16 @@ class Teacher(Section):
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model. Off unless you say so."
     )
+    accept_terms: bool = Field(
+        False,
+        description="You have read the terms of a teacher that forbid training other models with its answers, and "
+        "this use is allowed to you all the same.",
+    )
+    prices: str | None = Field(
+        None,
+        description="YAML file of prices and terms in the form of stillroom/embedded/teachers.yaml, whose entries come "
+        "before the built-in ones.",
+    )
 
     @field_validator("api")
     @classmethod
@@ -102,14 +112,120 @@ class Student(Section):
         return self
 
 
+Method = Literal["seeds", "harder", "personas", "topics", "edge-cases", "failures", "documents"]
+Form = Literal[
+    "auto",
+    "table",
+    "log",
+    "documents",
+    "gsm8k",
+    "choice",
+    "humaneval",
+    "mbpp",
+    "math",
+    "bfcl",
+    "loong",
+    "squad",
+]
+
+
+class Expand(Section):
+    """More questions, invented by the teacher."""
+
+    count: int = Field(
+        ge=1, description="How many new questions; fewer if the teacher has nothing new to say."
+    )
+    methods: list[Method] = Field(
+        [],
+        description="Taken in turn. `seeds`: new ones of the same kind. `harder`: one made more demanding. `personas`: "
+        "asked by different people. `topics`: from a tree of topics. `edge-cases`: rare, awkward, out of scope. "
+        "`failures`: like those that the student got wrong. `documents`: about a passage, with a quote that must "
+        "stand in it. Empty: the first five; for documents, `documents`.",
+    )
+    task: str | None = Field(None, description="File that describes the job; every request holds it.")
+    failures: str | None = Field(
+        None,
+        description="A run's evaluate/samples.jsonl, whose wrong answers of the student `failures` shows.",
+    )
+    candidates: int = Field(
+        5, ge=1, le=50, description="Questions asked for in one request, each with its probability."
+    )
+    similarity: float = Field(
+        0.8,
+        gt=0,
+        lt=1,
+        description="A question as alike as this to an earlier one (Jaccard similarity of five-letter runs) is dropped.",
+    )
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature of the inventions.")
+    max_new_tokens: int = Field(2048, ge=16, description="Longest reply of the inventing teacher, in tokens.")
+    passage: int = Field(2000, ge=200, description="Length of a document's passages, in characters.")
+    open_book: bool = Field(
+        True, description="Questions about a passage are asked with the passage before them."
+    )
+
+
 class PromptSource(Section):
     """A file of questions."""
 
     file: str = Field(
-        description="JSONL (chat `messages`, or a `prompt`/`question`/`text` field) or plain text, one a line. "
-        "An assistant turn at the end counts as the right answer."
+        description="JSONL or JSON, CSV, Parquet or plain text (one question a line), also as .gz, a zip file or a folder; "
+        "`hub:NAME`, `hub:NAME:CONFIG:SPLIT` for a data set of a hub. Columns are guessed and said; benchmark files and "
+        "logs of an API are recognised. An assistant turn at the end counts as the right answer."
     )
     limit: int | None = Field(None, ge=1, description="Take at most this many, the first ones.")
+    form: Form = Field(
+        "auto",
+        description="`auto` recognises benchmarks and logs; a name insists on it. `table`: only columns. `log`: requests "
+        "and answers of an API. `documents`: texts to ask about, for `expand`. `choice`: MMLU, ARC and their like.",
+    )
+    columns: dict[Literal["question", "answer", "system"], str] = Field(
+        {},
+        description="Names of the columns, where guessing is not enough: {question: body, answer: intent}.",
+    )
+    pattern: str | None = Field(
+        None, description="Of a folder or zip file, only the files that match, such as test/*.csv."
+    )
+    weight: float | None = Field(
+        None,
+        gt=0,
+        description="Share of the mixture relative to other sources (1 where only others have one).",
+    )
+    stratify: str | None = Field(
+        None,
+        description="A column (or `file`) of whose every value the same number of questions is taken, as far as they "
+        "go, where the source gives only some of its questions.",
+    )
+    expand: Expand | None = Field(None, description="More questions like these, invented by the teacher.")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> PromptSource:
+        if self.columns and "question" not in self.columns:
+            raise ValueError("columns does not say which one is the question")
+        if self.form == "documents" and self.expand is None:
+            raise ValueError(
+                "documents hold no questions: add expand: {count: ...}, and the teacher asks about them"
+            )
+        methods = self.expand.methods if self.expand else []
+        if self.form != "documents" and "documents" in methods:
+            raise ValueError("the method documents needs form: documents")
+        if self.form == "documents" and set(methods) - {"documents"}:
+            raise ValueError(
+                "documents are expanded by the method documents only; give seeds as another source"
+            )
+        if self.expand and ("failures" in methods) != (self.expand.failures is not None):
+            raise ValueError("the method failures and the file expand.failures belong together")
+        return self
+
+
+class Mix(Section):
+    """How many questions are taken of all sources together."""
+
+    count: int | None = Field(
+        None,
+        ge=1,
+        description="Questions in all, drawn at random. Empty: all of them, or, where sources have weights, as many as "
+        "the shares allow.",
+    )
 
 
 class Splits(Section):
@@ -140,18 +256,101 @@ class Teach(Section):
     reasoning: bool = Field(True, description="Keep the teacher's reasoning in the lessons, in <think> tags.")
     batch_size: int = Field(64, ge=1, description="Questions a local teacher answers at once.")
     concurrency: int = Field(16, ge=1, description="Requests in flight at an API.")
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="Most requests a minute at an API, beside the limits that its headers tell."
+    )
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="Most tokens a minute at an API, questions and answers together."
+    )
+    timeout: float = Field(600.0, gt=0, description="Seconds for one answer of an API.")
+    max_cost: float | None = Field(
+        None,
+        gt=0,
+        description="US dollars that the answers of this run may cost, earlier ones included; at the limit the stage "
+        "stops, and goes on once it is raised.",
+    )
+    batch_endpoint: bool = Field(
+        False, description="Ask through the API's batch endpoint: cheaper at most providers, within a day."
+    )
+    parameters: dict[str, Any] = Field(
+        {},
+        description="More keys of an API's request body, such as response_format, tools or reasoning_effort; null takes "
+        "a key of ours out, such as temperature.",
+    )
     signal: Signal = Field(default_factory=Signal, description="What is kept of how sure the teacher was.")
 
 
 class Filter(Section):
     """Which answers become lessons."""
 
-    verify: Literal["none", "json", "reference"] = Field(
+    verify: Literal[
         "none",
-        description="`json`: the answer, after its reasoning, is a JSON object. `reference`: it equals the source's "
-        "right answer where there is one.",
+        "source",
+        "json",
+        "reference",
+        "number",
+        "maths",
+        "choice",
+        "pattern",
+        "tools",
+        "quotes",
+        "code",
+        "own",
+    ] = Field(
+        "none",
+        description="`source`: each question by the check that its source's form has (GSM8K by numbers, HumanEval by "
+        "running code, ...), else by its right answer. `json`: the answer, after its reasoning, is a JSON object. "
+        "`reference`: it equals the source's right answer where there is one; so do its final "
+        "`number`, its result in `maths` (expressions, sets, intervals) or its letter (`choice`). `pattern`: it matches "
+        "filter.pattern. `tools`: its tool calls fit filter.tools, and the right calls where the source has them. "
+        "`quotes`: what it quotes stands in the question. `code`: its Python passes the source's tests, run in a sandbox. "
+        "`own`: a function of yours, filter.checker.",
     )
     required: list[str] = Field([], description="Keys that the JSON object must have (with `verify: json`).")
+    json_schema: str | None = Field(
+        None, description="File with the JSON Schema that the object must fit (with `verify: json`)."
+    )
+    pattern: str | None = Field(
+        None,
+        description="Regular expression that the whole answer must match, its reasoning left out (with `verify: pattern`).",
+    )
+    tools: str | None = Field(
+        None,
+        description="JSON file with the list of tools' declarations, OpenAI's form (with `verify: tools`); a question that "
+        "declares its own is held to those.",
+    )
+    checker: str | None = Field(
+        None,
+        description="FILE.py:FUNCTION, called with (answer, right answer or None, messages before); it returns True, or "
+        "False or the reason why not (with `verify: own`).",
+    )
+    trusted: bool = Field(
+        False,
+        description="Call filter.checker in this process instead of the sandbox, and run answers' code even where the "
+        "system cannot confine it.",
+    )
+    keep: int | None = Field(
+        None, ge=1, description="At most this many distinct lessons a question, the first that pass."
+    )
+    agreement: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of a question's samples that must come to the same answer where nothing else checks them; "
+        "those that say otherwise are rejected. 0: not asked.",
+    )
+    near_duplicates: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Reject lessons whose text is at least this similar to an earlier one (Jaccard similarity, such as "
+        "0.8). Empty: only equal ones.",
+    )
+    min_characters: int | None = Field(None, ge=1, description="Shorter answers are rejected.")
+    max_characters: int | None = Field(None, ge=1, description="Longer answers are rejected.")
+    language: str | None = Field(
+        None, description="ISO 639-1 code, such as en: answers clearly in another language are rejected."
+    )
     truncated: Literal["reject", "keep"] = Field(
         "reject",
         description="Answers that hit `max_new_tokens`: rejected, or kept as lessons without an end-of-turn token "
@@ -161,6 +360,22 @@ class Filter(Section):
         [],
         description="More files whose questions must not be trained on; evaluation files are always among them.",
     )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Filter:
+        needed = {"pattern": "pattern", "own": "checker"}.get(self.verify)
+        if needed and getattr(self, needed) is None:
+            raise ValueError(f"verify is {self.verify}: give {needed} as well")
+        return self
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"a regular expression ({error})") from None
+        return pattern
 
 
 class Loss(Section):
@@ -265,6 +480,7 @@ class Recipe(Section):
     teacher: Teacher = Field(description="The model that is asked.")
     student: Student = Field(description="The model that learns.")
     prompts: list[PromptSource] = Field(description="Where the questions come from.", min_length=1)
+    mix: Mix = Field(default_factory=Mix, description="How many questions are taken of all sources together.")
     splits: Splits = Field(default_factory=Splits, description="Which questions serve for what.")
     teach: Teach = Field(default_factory=Teach, description="How the teacher is asked.")
     filter: Filter = Field(default_factory=Filter, description="Which answers become lessons.")

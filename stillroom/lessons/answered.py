@@ -2,69 +2,142 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from stillroom.contracts.errors import DataError
-from stillroom.contracts.files import SyncedLines
-from stillroom.contracts.records import Answer, Reply, Request, from_line, to_line
+from stillroom.contracts.errors import DataError, RunError
+from stillroom.contracts.files import SyncedLines, storage
+from stillroom.contracts.records import Answer, Reply, Request, from_line
 from stillroom.lessons.answers import assistant_turn
+from stillroom.lessons.keyed import KeyTable
+from stillroom.models.chat_completions import ChatReply
+
+
+@dataclass(frozen=True)
+class PaidAnswer(Answer):
+    """An answer and what it cost: a line of teach/answers.jsonl as it is written."""
+
+    cached_tokens: int | None = None
+    """Of the prompt's tokens, those that the provider billed as cached."""
+    cost: float | None = None
+    """US dollars, by the prices of its day; None where they were not known."""
+
+
+@dataclass
+class Totals:
+    """Sums over the lines of a file, failures apart."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    cost: float = 0.0
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Count a line in."""
+        if line["finish"] != "failed":
+            self.answers += 1
+            self.prompt_tokens += line.get("prompt_tokens") or 0
+            self.completion_tokens += line.get("completion_tokens") or 0
+            self.seconds += line.get("seconds") or 0.0
+            self.cost += line.get("cost") or 0.0
 
 
 class AnswersFile:
     """teach/answers.jsonl, opened for reading by key and for appending.
 
-    In memory it holds a key and an offset an answer. Of several lines with one key (a failure, asked again) the
-    last counts. Opening it for reading alone changes nothing on disk.
+    In memory it holds 36 to 72 bytes an answer. Of several lines with one key (a failure, asked again) the last
+    counts. Opening it for reading alone changes nothing on disk.
 
     Raises:
-        DataError: a line in the middle of the file is damaged.
+        DataError: it does not exist, or a line in the middle of it is damaged.
+        RunError: another process is writing it.
     """
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
         self.path = path
-        self._lines = SyncedLines(path) if writable else None
-        self._offsets: dict[str, int] = {}
-        self._failed: set[str] = set()
-        self._file = path.open("rb")
-        offset = 0
+        self.totals = Totals()
+        self._table = KeyTable()  # twice the line's offset, and 1 more for a failure
+        if writable:
+            with storage(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        try:
+            self._file = path.open("rb")
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist", do="check the path") from None
+        self._lines: SyncedLines | None = None
+        if writable:
+            self._lock()
+            self._lines = SyncedLines(path)
+        self._end = 0
         for number, text in enumerate(self._file, 1):
             if not text.endswith(b"\n"):
                 break  # half a line, which a killed writer left: it never counted
-            self._index(text, offset, number)
-            offset += len(text)
+            self._index(text, number)
 
-    def _index(self, text: bytes, offset: int, number: int) -> None:
+    def _lock(self) -> None:
+        """Before the file is mended: what looks like half a line may be another process's, being written."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise RunError(f"another process is writing {self.path}", do="wait for it to end") from None
+
+    def _index(self, text: bytes, number: int) -> None:
         try:
             line = json.loads(text)
-            key, finish = line["key"], line["finish"]
-        except (ValueError, KeyError, TypeError) as error:
+            self._add(line, len(text))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{self.path}, line {number} is damaged",
                 got=str(error),
                 expected="an answer",
                 do="delete that line; its question is asked again",
             ) from None
-        self._offsets[key] = offset
-        (self._failed.add if finish == "failed" else self._failed.discard)(key)
+
+    def _add(self, line: dict[str, Any], length: int) -> None:
+        self._table.put(line["key"], 2 * self._end + (line["finish"] == "failed"))
+        self.totals.add(line)
+        self._end += length
 
     def __contains__(self, key: str) -> bool:
         """Whether the request has an answer; failures do not count, truncated and refused answers do."""
-        return key in self._offsets and key not in self._failed
+        number = self._table.get(key)
+        return number is not None and not number & 1
+
+    def __len__(self) -> int:
+        """Requests with an answer or a failure."""
+        return len(self._table)
 
     def read(self, key: str) -> Answer | None:
         """The answer to a request, a failed one included, or None."""
-        if key not in self._offsets:
+        number = self._table.get(key)
+        if number is None:
             return None
-        self._file.seek(self._offsets[key])
+        self._file.seek(number >> 1)
         return from_line(Answer, json.loads(self._file.readline()))
 
     def append(self, answers: Iterable[Answer]) -> None:
-        """Write answers; when this returns they are on disk."""
+        """Write answers; when this returns they are on disk, synced together.
+
+        Raises:
+            StorageFault: the disk is full; none of them is in the file.
+        """
         assert self._lines is not None, "opened for reading"
-        self._lines.append(to_line(answer) for answer in answers)
+        # No deep copy: alternatives are long lists.
+        lines = [
+            {key: value for key, value in vars(answer).items() if value is not None} for answer in answers
+        ]
+        self._lines.append(lines)
+        written = os.pread(self._file.fileno(), os.fstat(self._file.fileno()).st_size - self._end, self._end)
+        for line, text in zip(lines, written.splitlines(keepends=True), strict=True):
+            self._add(line, len(text))
 
     def close(self) -> None:
         """Close the file."""
@@ -79,13 +152,13 @@ class AnswersFile:
         self.close()
 
 
-def answer_of(request: Request, reply: Reply) -> Answer:
-    """The line that a reply becomes."""
-    return Answer(
+def answer_of(request: Request, reply: Reply, cost: float | None = None) -> PaidAnswer:
+    """The line that a reply becomes, with what it cost."""
+    return PaidAnswer(
         key=request.key,
         prompt=request.prompt,
         sample=request.sample,
-        messages=[*request.messages, {"role": "assistant", "content": assistant_turn(reply)}],
+        messages=[*request.messages, assistant_turn(reply)],
         finish=reply.finish,
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,
@@ -93,4 +166,6 @@ def answer_of(request: Request, reply: Reply) -> Answer:
         alternatives=reply.alternatives,
         seconds=round(reply.seconds, 4),
         error=reply.error,
+        cached_tokens=(reply.cached_tokens if isinstance(reply, ChatReply) else 0) or None,
+        cost=cost,
     )

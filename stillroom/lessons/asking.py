@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stillroom.contracts.conversations import with_system
 from stillroom.contracts.files import read_lines
 from stillroom.contracts.recipe import Recipe
-from stillroom.contracts.records import Prompt, Request, Sampling, content_key, from_line
+from stillroom.contracts.records import Message, Prompt, Request, Sampling, content_key, from_line
+from stillroom.models.chat_completions import ChatRequest
+from stillroom.models.endpoint import base_url
 
 API_TOP_LOGPROBS = 20
 """The most alternatives a token that OpenAI-compatible APIs give."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Who is asked and how: with a question and a sample's number, all that an answer depends on.
+
+    Args:
+        origin: the address of an API, or the digest of a local model.
+        model: the model's name.
+        sampling: how answers are drawn.
+        samples: answers to each question.
+        system: a system prompt for conversations that have none.
+        parameters: more keys of an API's request body.
+    """
+
+    origin: str
+    model: str
+    sampling: Sampling
+    samples: int = 1
+    system: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def requests(
+        self, question: Iterable[Message], prompt: str, own: Mapping[str, Any] | None = None
+    ) -> Iterator[Request]:
+        """The requests of one question; `own` are parameters of its own, such as its tools."""
+        messages = with_system(list(question), self.system)
+        sampling: dict[str, Any] = dict(vars(self.sampling))
+        if self.parameters or own:
+            sampling["parameters"] = {**self.parameters, **(own or {})}
+        for sample in range(self.samples):
+            key = content_key(self.origin, self.model, messages, sampling, sample)
+            yield (
+                ChatRequest(key, messages, sample, prompt, own)
+                if own
+                else Request(key, messages, sample, prompt)
+            )
 
 
 def sampling_of(recipe: Recipe) -> Sampling:
@@ -30,10 +70,17 @@ def sampling_of(recipe: Recipe) -> Sampling:
     )
 
 
-def read_run_prompts(folder: Path) -> Iterator[Prompt]:
+@dataclass(frozen=True)
+class ToolPrompt(Prompt):
+    """A question with the declarations of the tools that may be called, in OpenAI's form, if there are any."""
+
+    tools: list[dict[str, Any]] | None = None
+
+
+def read_run_prompts(folder: Path) -> Iterator[ToolPrompt]:
     """The lines of prompts/prompts.jsonl."""
     for line in read_lines(folder / "prompts.jsonl"):
-        yield from_line(Prompt, line)
+        yield from_line(ToolPrompt, line)
 
 
 def requests_of(recipe: Recipe, teacher: str, prompts: Iterable[Prompt]) -> Iterator[Request]:
@@ -41,15 +88,17 @@ def requests_of(recipe: Recipe, teacher: str, prompts: Iterable[Prompt]) -> Iter
 
     Args:
         recipe: what is asked and how.
-        teacher: the endpoint of an API, or the digest of a local model.
+        teacher: the digest of a local model; an API is known by its address.
         prompts: the questions.
     """
-    sampling = vars(sampling_of(recipe))
+    teach = recipe.teach
+    origin = base_url(recipe.teacher.api) if recipe.teacher.api else teacher
+    asking = Asking(
+        origin, recipe.teacher.model, sampling_of(recipe), teach.samples, teach.system, teach.parameters
+    )
     for prompt in prompts:
-        messages = with_system(prompt.messages, recipe.teach.system)
-        for sample in range(recipe.teach.samples):
-            key = content_key(teacher, recipe.teacher.model, messages, sampling, sample)
-            yield Request(key, messages, sample, prompt.id)
+        tools = prompt.tools if isinstance(prompt, ToolPrompt) and recipe.teacher.api else None
+        yield from asking.requests(prompt.messages, prompt.id, {"tools": tools} if tools else None)
 
 
 def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:

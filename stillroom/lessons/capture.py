@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from stillroom.contracts.errors import BookError
 from stillroom.contracts.progress import Meter, Progress
 from stillroom.contracts.recipe import Recipe
 from stillroom.contracts.records import Answer
@@ -22,6 +21,8 @@ from stillroom.signals.book import Book, BookHeader
 from stillroom.signals.capture import capture, from_top_logprobs
 from stillroom.signals.codes import Signals
 from stillroom.signals.counter import token_keys
+from stillroom.signals.error import noise
+from stillroom.signals.showing import sample_of
 
 _WINDOW = 512
 """Lessons scored together. Fixed by their order, so that a resumed capture repeats the same batches."""
@@ -56,7 +57,8 @@ def capture_book(
         progress: where to report to.
 
     Returns:
-        counts for the manifest: rows, tokens with signals, bytes a token, lessons without a signal.
+        counts for the manifest: rows, tokens with signals, bytes a token, lessons without a signal, the
+        signals' noise (see `stillroom.signals.error`).
     """
     signal = recipe.teach.signal
     header = BookHeader(
@@ -69,13 +71,16 @@ def capture_book(
         teacher=recipe.teacher.model,
     )
     book = _open(folder, header)
-    counts = {"without signal": 0}
+    counts: dict[str, float] = {"without signal": 0}
     with book, progress.meter("teacher signals", None, "lessons") as meter:
         for window in windows(_lessons(recipe, answers, renderer), _WINDOW):
             if recipe.teacher.api:
                 counts["without signal"] += _from_alternatives(book, window, renderer, meter)
             else:
                 _from_logits(book, [row for _, row in window], teacher, signal, meter)
+    if signal.kind == "head+draws" and book.signals:
+        counts["noise"] = round(noise(sample_of(book)), 3)
+        progress.say(f"signals: error at most {counts['noise']:g} of that of one drawn label a token")
     size = sum(path.stat().st_size for path in folder.glob("shard-*"))
     return {
         "rows": len(book),
@@ -87,11 +92,10 @@ def capture_book(
 
 
 def _open(folder: Path, header: BookHeader) -> Book:
-    try:
-        return Book.create(folder, header)
-    except BookError:
+    """The book to go on with. One of other settings goes; a damaged one is the owner's to judge: it was paid for."""
+    if (folder / "header.json").is_file() and BookHeader.read(folder) != header:
         shutil.rmtree(folder)
-        return Book.create(folder, header)
+    return Book.create(folder, header)
 
 
 def _lessons(

@@ -1,60 +1,105 @@
-"""Reading questions from files, with any sensible column name."""
+"""Reading questions from files: benchmarks, logs and tables are recognised, and what was recognised is said."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
 
-from stillroom.contracts.conversations import conversation_of
 from stillroom.contracts.errors import DataError
-from stillroom.contracts.files import read_lines
-from stillroom.contracts.records import Message, Prompt, content_key
+from stillroom.contracts.recipe import PromptSource
+from stillroom.lessons.benchmarks import FORMS
+from stillroom.lessons.columns import guessed_question, named_question
+from stillroom.lessons.logs import is_logged, logged_question
+from stillroom.lessons.questions import Question, question_key, user_text
+from stillroom.lessons.readers import HUB, Row, read_rows
+
+__all__ = ["question_key", "read_questions", "source_title", "user_text"]
 
 
-def read_prompts(path: Path, name: str, limit: int | None = None) -> Iterator[Prompt]:
-    """The questions of a JSONL or text file, one at a time, in the file's order.
+def source_title(source: PromptSource) -> str:
+    """What a prompt's `source` says."""
+    return source.file if source.file.startswith(HUB) else PurePath(source.file).name
 
-    A JSON line is read by `conversation_of`. Other files are read as text, one question a line.
+
+def read_questions(
+    source: PromptSource, path: Path, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Question]:
+    """The questions of a source, one at a time, in the file's order.
 
     Args:
-        path: the file.
-        name: what the prompts' `source` says.
-        limit: at most this many.
+        source: the recipe's entry.
+        path: its file or folder on this machine.
+        say: told once for each way in which rows of this source are read.
 
     Raises:
-        DataError: the file is missing, empty or malformed; the message names the line.
+        DataError: the file is missing, empty or malformed, or a row has no question; the message names the line.
+        MissingExtra: a library that this kind of file needs is not installed.
     """
-    found = (
-        _from_json(path, name) if path.suffix in (".jsonl", ".json", ".ndjson") else _from_text(path, name)
-    )
+    said: set[str] = set()
     count = 0
-    for prompt in itertools.islice(found, limit):
+    rows = itertools.islice(_with_answers(source, path), source.limit)
+    for where, row in rows:
+        question, how = _question(source, row, where)
+        if how not in said and len(said) < 8:
+            said.add(how)
+            say(f"{source_title(source)}: {how}")
+        if source.stratify is not None:
+            question = question.with_stratum(_stratum(source.stratify, row, where))
         count += 1
-        yield prompt
+        yield question
     if count == 0:
         raise DataError(f"{path} has no questions", expected="at least one line", do="check the file")
 
 
-def _from_json(path: Path, name: str) -> Iterator[Prompt]:
-    for number, line in enumerate(read_lines(path), 1):
-        messages, reference = conversation_of(line, f"{path}, line {number}")
-        yield Prompt(messages, name, reference=reference)
+def _stratum(column: str, row: Row, where: str) -> object:
+    if column in row:
+        return row[column]
+    if column == "file":
+        return where.rpartition(", ")[0]
+    raise DataError(f"{where} has no column {column} to stratify by", got=", ".join(map(str, row)))
 
 
-def _from_text(path: Path, name: str) -> Iterator[Prompt]:
+def _question(source: PromptSource, row: Row, where: str) -> tuple[Question, str]:
+    if source.columns:
+        said = ", ".join(f"{part} from `{column}`" for part, column in source.columns.items())
+        return named_question(row, dict(source.columns), where), said
+    if source.form == "log" or (source.form == "auto" and is_logged(row)):
+        return logged_question(row, where), "a log of requests and answers"
+    if source.form not in ("auto", "table"):
+        if not FORMS[source.form].fits(row):
+            raise DataError(
+                f"{where} is not a row of {source.form}", got=f"columns {', '.join(map(str, row))}"
+            )
+        return _read(source.form, row, where), f"the form of {source.form}"
+    if source.form == "auto":
+        for name, form in FORMS.items():
+            if form.fits(row):
+                return _read(name, row, where), f"the form of {name}"
+    return guessed_question(row, where)
+
+
+def _read(form: str, row: Row, where: str) -> Question:
     try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                if line.strip():
-                    yield Prompt([{"role": "user", "content": line.rstrip("\n")}], name)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist", do="check the path; it is relative to the recipe") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text", got=str(error), expected="UTF-8 text or JSONL") from None
+        return FORMS[form].read(row)
+    except DataError as error:
+        raise DataError(f"{where}: {error.what}", got=error.got, expected=error.expected) from None
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where} is not a row of {form}",
+            got=f"{type(error).__name__}: {error}",
+            do="say how to read it: form or columns of this source in the recipe",
+        ) from None
 
 
-def question_key(messages: Iterable[Message]) -> str:
-    """A key under which the same question is recognised whatever its case and spacing."""
-    text = " ".join(message["content"] for message in messages if message["role"] == "user")
-    return content_key(" ".join(text.casefold().split()))
+def _with_answers(source: PromptSource, path: Path) -> Iterator[tuple[str, Row]]:
+    """The rows; those of a BFCL file with the right calls, which are published in a folder beside it."""
+    rows = read_rows(source.file, path, source.pattern)
+    answers = path.parent / "possible_answer" / path.name
+    if not source.file.startswith(HUB) and answers.is_file():
+        right = {row["id"]: row.get("ground_truth") for _, row in read_rows(str(answers), answers)}
+        yield from ((where, {**row, "ground_truth": right.get(row.get("id"))}) for where, row in rows)
+    elif "irrelevance" in path.name:
+        yield from ((where, {**row, "ground_truth": []}) for where, row in rows)
+    else:
+        yield from rows

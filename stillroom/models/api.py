@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import threading
-import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
-from queue import SimpleQueue
-from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import Any
 
-import aiohttp
-
-from stillroom.contracts.errors import ServiceFault, TeacherError
+from stillroom.contracts.errors import ServiceFault
 from stillroom.contracts.records import Reply, Request, Sampling
-from stillroom.models.chat_completions import Malformed, error_code, error_text, payload, read_reply
-from stillroom.models.throttle import Throttle, backoff, retry_after
+from stillroom.models.chat_client import ChatClient, Passing
+from stillroom.models.chat_completions import ChatReply, estimated_tokens
+from stillroom.models.endpoint import Endpoint
+from stillroom.models.throttle import Throttle, Ticket, backoff
 
-OPENAI = "openai"
-_DEFAULT_URL = "https://api.openai.com/v1"
 _AHEAD = 4
 """Requests taken from the caller for each place in flight: those that wait to be retried hold no others up."""
-_RETRIED = {408, 409, 425, 429}
+_CHUNK = 64
+"""Requests taken from the caller before looking for answers again."""
+_PAID_ATTEMPTS = 5
+"""How often an answer that came, but not usably, is asked for: each was probably charged."""
+_LEAVING = 30.0
+"""Seconds that requests in flight are given to end once one has shown that no other can succeed."""
 
-
-class _Passing(Exception):
-    """A fault that may be gone at the next attempt."""
-
-    def __init__(self, text: str, wait: float | None = None) -> None:
-        super().__init__(text)
-        self.wait = wait
+Pair = tuple[Request, Reply]
 
 
 class ApiModel:
@@ -47,9 +42,11 @@ class ApiModel:
         model: the model's name there.
         api_key_env: the environment variable with the key; servers other than the default may do without.
         concurrency: most requests in flight.
+        requests_per_minute, tokens_per_minute: budgets beside those that the API's headers tell.
         timeout: seconds for one answer.
         attempts: how often a request is sent before it counts as failed.
         first_wait: seconds before the first retry; they double from there.
+        parameters: more keys of every request's body, such as `response_format` or `tools`; null takes one out.
 
     Raises:
         TeacherError: the URL is none, or the default provider's key is not set.
@@ -62,77 +59,81 @@ class ApiModel:
         *,
         api_key_env: str = "OPENAI_API_KEY",
         concurrency: int = 16,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
         timeout: float = 600.0,
         attempts: int = 10,
         first_wait: float = 0.5,
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
-        url = (os.environ.get("OPENAI_BASE_URL") or _DEFAULT_URL) if base_url == OPENAI else base_url
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise TeacherError(
-                "the teacher's API has no usable address",
-                got=parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(),
-                expected="a base URL without a password, such as http://127.0.0.1:8080/v1, or `openai`",
-                do="mend teacher.api",
-            )
-        self.name = model
-        self.url = url.rstrip("/")
-        self.concurrency = concurrency
-        self._key = os.environ.get(api_key_env, "").strip()
-        self._key_env = api_key_env
-        if not self._key and self.url == _DEFAULT_URL:
-            raise TeacherError(
-                f"there is no API key for {self.url}",
-                got=f"${api_key_env} is not set",
-                expected="the key in that environment variable",
-                do=f"export {api_key_env}=... , or name another variable in teacher.api_key_env",
-            )
-        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, 30))
+        endpoint = Endpoint.of(base_url, api_key_env)
+        self.name, self.url, self.concurrency = model, endpoint.url, concurrency
         self._attempts, self._first_wait = attempts, first_wait
-        self._limit_key = "max_tokens"
-        self._answered = False
-        self._session: aiohttp.ClientSession | None = None
-        self._throttle = Throttle(concurrency)
+        self._throttle = Throttle(
+            concurrency, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute
+        )
+        self._client = ChatClient(
+            endpoint,
+            model,
+            self._throttle,
+            timeout=timeout,
+            connections=concurrency,
+            parameters=parameters or {},
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stillroom-api", daemon=True)
         self._thread.start()
 
-    def answer(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Request, Reply]]:
-        """Yield each request with its reply as it arrives; at most four times `concurrency` are taken ahead.
+    def answer(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Pair]:
+        """Yield each request with its reply as it arrives; errors as `answer_together`."""
+        for batch in self.answer_together(requests, sampling):
+            yield from batch
+
+    def answer_together(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[list[Pair]]:
+        """Yield what has arrived since the last look, at least one: so that a caller can sync many at once.
+
+        At most four times `concurrency` requests are taken ahead of what was yielded. What had arrived, or was in
+        flight and still arrives, is yielded before an error is raised.
 
         Raises:
             TeacherError: the key, the model's name or the address is wrong; raised at the first request that shows it.
             ServiceFault: request after request failed.
         """
-        remaining = iter(requests)
-        results: SimpleQueue[Future[tuple[Request, Reply]]] = SimpleQueue()
-        pending: set[Future[tuple[Request, Reply]]] = set()
-        failures = 0
+        remaining, outstanding, failures = iter(requests), 0, 0
+        arrived: SimpleQueue[Pair | BaseException] = SimpleQueue()
+        work = _Work(self._client, self._throttle, sampling, arrived.put, self._attempts, self._first_wait)
+        window, exhausted = _AHEAD * self.concurrency, False
         try:
             while True:
-                while len(pending) < _AHEAD * self.concurrency:
-                    request = next(remaining, None)
-                    if request is None:
-                        break
-                    future = asyncio.run_coroutine_threadsafe(self._answer(request, sampling), self._loop)
-                    pending.add(future)
-                    future.add_done_callback(results.put)
-                if not pending:
+                room = 0 if exhausted else min(window - outstanding, _CHUNK)
+                fresh = list(islice(remaining, room))
+                exhausted = exhausted or len(fresh) < room
+                if fresh:
+                    outstanding += len(fresh)
+                    self._loop.call_soon_threadsafe(work.add, fresh)
+                if not outstanding:
                     return
-                future = results.get()
-                pending.remove(future)
-                answered, reply = future.result()
-                yield answered, reply
-                failures = failures + 1 if reply.finish == "failed" else 0
+                batch, fault = _taken(arrived, wait=exhausted or outstanding >= window)
+                if fault is not None:
+                    asyncio.run_coroutine_threadsafe(work.finish(_LEAVING), self._loop).result()
+                    batch += _taken(arrived, wait=False)[0]
+                outstanding -= len(batch)
+                if batch:
+                    yield batch
+                if fault is not None:
+                    raise fault
+                for _, reply in batch:
+                    failures = failures + 1 if reply.finish == "failed" else 0
+                    last = reply.error
                 if failures >= max(8, self.concurrency):
                     raise ServiceFault(
                         f"the teacher at {self.url} keeps failing",
-                        got=f"{failures} requests in a row, each tried up to {self._attempts} times: {reply.error}",
+                        got=f"{failures} requests in a row, each tried up to {self._attempts} times: {last}",
                         do="check the server, then run the same command again: what was answered is kept",
                     )
         finally:
-            for future in pending:
-                future.cancel()
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(work.cancel)
 
     def close(self) -> None:
         """Close connections and thread; calling twice is harmless."""
@@ -148,102 +149,132 @@ class ApiModel:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        await self._client.close()
 
-    async def _answer(self, request: Request, sampling: Sampling) -> tuple[Request, Reply]:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
-                timeout=self._timeout,
-                connector=aiohttp.TCPConnector(limit=self.concurrency),
-            )
-        for attempt in range(self._attempts):
-            try:
-                async with self._throttle as ticket:
-                    reply = await self._once(self._session, ticket, request, sampling)
-            except _Passing as fault:
-                told = f"{fault} (after {attempt + 1} attempts)"
-                if attempt + 1 < self._attempts:
-                    await asyncio.sleep(fault.wait or backoff(attempt, self._first_wait))
+
+def _taken(
+    arrived: SimpleQueue[Pair | BaseException], *, wait: bool
+) -> tuple[list[Pair], BaseException | None]:
+    """All that has arrived, after waiting for something if asked to; and the first fault among it."""
+    batch: list[Pair] = []
+    fault = None
+    try:
+        item = arrived.get(wait)
+        while True:
+            if isinstance(item, BaseException):
+                fault = fault or item
             else:
-                self._answered = True
-                return request, reply
-        return request, Reply("", "failed", error=told)
+                batch.append(item)
+            item = arrived.get_nowait()
+    except Empty:
+        return batch, fault
 
-    async def _once(
-        self, session: aiohttp.ClientSession, ticket: int, request: Request, sampling: Sampling
-    ) -> Reply:
-        """One attempt: a reply, or what kind of fault it was."""
-        begun = time.perf_counter()
-        body = payload(self.name, request, sampling, self._limit_key)
+
+@dataclass
+class _Job:
+    request: Request
+    attempts: int = 0
+    paid: int = 0
+
+
+class _Work:
+    """The requests of one call of `answer_together`, on the event loop: ready, in flight, or waiting to be retried."""
+
+    def __init__(
+        self,
+        client: ChatClient,
+        throttle: Throttle,
+        sampling: Sampling,
+        deliver: Callable[[Pair | BaseException], None],
+        attempts: int,
+        first_wait: float,
+    ) -> None:
+        self._client, self._throttle, self._sampling, self._deliver = client, throttle, sampling, deliver
+        self._attempts, self._first_wait = attempts, first_wait
+        self._ready: deque[_Job] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+        # What answers have come to so far, for the budget of tokens; at first the most that they may.
+        self._answer_tokens = float(sampling.max_new_tokens)
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Take requests on."""
+        self._ready.extend(map(_Job, requests))
+        self._pump()
+
+    async def finish(self, seconds: float) -> None:
+        """Start nothing more; return when what is in flight has ended, or after so long."""
+        self._stopped = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Drop everything."""
+        self._stopped = True
+        self._ready.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    def _pump(self) -> None:
+        """Send what may be sent now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        loop = asyncio.get_running_loop()
+        while self._ready and not self._stopped:
+            wait = self._throttle.wait()
+            if wait == float("inf"):
+                if self._tasks:
+                    return  # the next one that ends pumps again
+                wait = 0.05  # every place is another call's
+            if wait > 0:
+                self._timer = loop.call_later(wait, self._pump)
+                return
+            job = self._ready.popleft()
+            tokens = estimated_tokens(job.request.messages) + self._answer_tokens
+            task = loop.create_task(self._try(job, self._throttle.enter(tokens)))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._pump()
+
+    async def _try(self, job: _Job, ticket: Ticket) -> None:
+        spent = None
         try:
-            async with session.post(f"{self.url}/chat/completions", json=body) as response:
-                content = await response.read()
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            if not self._answered:
-                self._refuse(
-                    "cannot be reached",
-                    self._clean(error),
-                    "check teacher.api, and that the server is running",
-                )
-            raise _Passing(self._clean(error)) from None
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _Passing(self._clean(error)) from None
-        try:
-            told = json.loads(content)
-        except ValueError:
-            told = content.decode(errors="replace")
-        if response.status == 200:
-            try:
-                reply = read_reply(told, time.perf_counter() - begun)
-            except Malformed as error:
-                if isinstance(told, str) and response.content_type == "text/html" and not self._answered:
-                    self._refuse(
-                        "answered with a web page", self._clean(told), "check teacher.api: most end in /v1"
-                    )
-                raise _Passing(self._clean(error)) from None
-            self._throttle.succeeded()
-            return reply
-        wait = retry_after(response.headers)
-        if response.status == 429 and error_code(told) != "insufficient_quota":
-            self._throttle.limited(ticket, wait)
-        return self._fault(response.status, told, wait, body)
+            reply = await self._client.ask(ticket, job.request, self._sampling)
+            spent = self._settle(reply)
+            self._deliver((job.request, reply))
+        except Passing as fault:
+            self._retry(job, fault)
+        except Exception as error:
+            self._stopped = True
+            self._deliver(error)
+        finally:
+            self._throttle.leave(ticket, spent)
 
-    def _fault(self, status: int, told: Any, wait: float | None, body: dict[str, Any]) -> Reply:
-        """What a response with an error status means."""
-        text = f"HTTP {status}: {self._clean(error_text(told))}"
-        if error_code(told) == "insufficient_quota":
-            self._refuse(
-                "says that the account has no quota left", text, "top up the account, then run again"
-            )
-        if status in (401, 403):
-            do = f"check the key in ${self._key_env}" if self._key else f"put its key into ${self._key_env}"
-            self._refuse("refuses the API key", text, do)
-        if status in (404, 405):
-            self._refuse(
-                f"does not know the model {self.name} or this address",
-                text,
-                f"check teacher.model and teacher.api; {self.url}/models lists what is there",
-            )
-        if status in _RETRIED or status >= 500:
-            raise _Passing(text, wait)
-        if "max_completion_tokens" in text and "max_tokens" in body:
-            # Newer hosted models insist on the newer name, many servers know only the older.
-            self._limit_key = "max_completion_tokens"
-            raise _Passing(text, self._first_wait)
-        refused = error_code(told) == "content_filter"
-        return Reply("", "refused" if refused else "failed", error=text)
+    def _settle(self, reply: ChatReply) -> float | None:
+        """What a reply came to, in tokens; None where the server does not say."""
+        if not reply.completion_tokens:
+            return None
+        self._answer_tokens += 0.05 * (reply.completion_tokens - self._answer_tokens)
+        return reply.prompt_tokens + reply.completion_tokens
 
-    def _refuse(self, what: str, got: str, do: str) -> NoReturn:
-        raise TeacherError(
-            f"the teacher at {self.url} {what}",
-            got=got,
-            expected="an OpenAI-compatible API that answers",
-            do=do,
-        )
+    def _retry(self, job: _Job, fault: Passing) -> None:
+        job.attempts += 1
+        job.paid += fault.paid
+        if job.attempts >= self._attempts or job.paid >= _PAID_ATTEMPTS:
+            told = f"{fault} (after {job.attempts} attempts)"
+            self._deliver((job.request, ChatReply("", "failed", error=told)))
+            return
+        wait = fault.wait or backoff(job.attempts - 1, self._first_wait)
+        asyncio.get_running_loop().call_later(wait, self._again, job)
 
-    def _clean(self, text: object) -> str:
-        """One line without the key."""
-        line = " ".join(str(text).split())[:300] or type(text).__name__
-        return line.replace(self._key, "[key]") if self._key else line
+    def _again(self, job: _Job) -> None:
+        self._ready.appendleft(job)
+        self._pump()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from stillroom.contracts.records import Finish, Reply, Request, Sampling
+from stillroom.contracts.records import Finish, Message, Reply, Request, Sampling
 
 _FINISHES: dict[str, Finish] = {"length": "length", "content_filter": "refused"}
 
@@ -13,8 +16,38 @@ class Malformed(Exception):
     """A response that is not a chat completion."""
 
 
-def payload(model: str, request: Request, sampling: Sampling, limit_key: str) -> dict[str, Any]:
-    """The JSON to send; `limit_key` is what this API calls the longest answer."""
+@dataclass(frozen=True)
+class ChatRequest(Request):
+    """A request with parameters of its own, such as `tools` or `response_format`."""
+
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ChatReply(Reply):
+    """What only an API tells: calls of tools in the API's own form, and prompt tokens billed as cached."""
+
+    tool_calls: list[dict[str, Any]] | None = None
+    cached_tokens: int = 0
+
+
+def payload(
+    model: str,
+    request: Request,
+    sampling: Sampling,
+    limit_key: str = "max_tokens",
+    parameters: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The JSON to send.
+
+    Args:
+        model: the model's name at the API.
+        request: the question.
+        sampling: how the answer is drawn.
+        limit_key: what this API calls the longest answer.
+        parameters: more keys of the body; they, and a ChatRequest's own, override ours, and null takes a key out
+            (newer hosted models refuse `temperature`).
+    """
     body: dict[str, Any] = {
         "model": model,
         "messages": list(request.messages),
@@ -26,10 +59,21 @@ def payload(model: str, request: Request, sampling: Sampling, limit_key: str) ->
     }
     if sampling.top_logprobs:
         body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+    own = request.parameters if isinstance(request, ChatRequest) else {}
+    if parameters or own:
+        body |= {**(parameters or {}), **own}
+        body = {key: value for key, value in body.items() if value is not None}
     return body
 
 
-def read_reply(body: Any, seconds: float) -> Reply:
+def estimated_tokens(messages: Iterable[Message]) -> int:
+    """About how many tokens a prompt is: four bytes each, and a few around every message."""
+    return 3 + sum(
+        4 + (len(str(message.get("content") or "").encode(errors="replace")) + 3) // 4 for message in messages
+    )
+
+
+def read_reply(body: Any, seconds: float) -> ChatReply:
     """A completion's JSON as a reply.
 
     Raises:
@@ -44,8 +88,8 @@ def read_reply(body: Any, seconds: float) -> Reply:
         finish: Finish = "refused" if refusal else _FINISHES.get(choice.get("finish_reason") or "", "stop")
         tokens = (choice.get("logprobs") or {}).get("content") or []
         usage = body.get("usage") or {}
-        return Reply(
-            text=message.get("content") or "",
+        return ChatReply(
+            text=_content(message.get("content")),
             finish=finish,
             logprobs=[float(token["logprob"]) for token in tokens] or None,
             alternatives=[_alternatives(token) for token in tokens] or None,
@@ -54,16 +98,27 @@ def read_reply(body: Any, seconds: float) -> Reply:
             completion_tokens=int(usage.get("completion_tokens") or 0),
             seconds=seconds,
             error=refusal or ("the provider's content filter" if finish == "refused" else None),
+            tool_calls=message.get("tool_calls") or None,
+            cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise Malformed(f"not a chat completion ({type(error).__name__}: {error})") from error
+
+
+def _content(content: Any) -> str:
+    """The text; some servers cut it into typed parts."""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content)
+    if content is not None and not isinstance(content, str):
+        raise TypeError(f"content is {json.dumps(content)[:80]}")
+    return content or ""
 
 
 def error_text(body: Any) -> str:
     """What an error response says, in one line."""
     error = body.get("error", body) if isinstance(body, dict) else body
     text = error.get("message", error) if isinstance(error, dict) else error
-    return " ".join(str(text).split())[:300]
+    return " ".join(str(text)[:2000].split())[:300]
 
 
 def error_code(body: Any) -> str:

@@ -15,6 +15,7 @@ import yaml
 from stillroom.contracts.recipe import Recipe
 from stillroom.contracts.runfolder import Run
 from stillroom.models.references import EMBEDDED, resolve_model
+from stillroom.models.teachers import Terms
 from stillroom.report.console import console_table
 from stillroom.report.rendering import render
 from stillroom.report.rows import Results, percent, read_results
@@ -59,38 +60,82 @@ def model_card(run: Run, files: list[Path], *, ollama: bool = True) -> str:
     )
 
 
-def dataset_card(counts: dict[str, Any], recipe: Recipe) -> str:
+def dataset_card(
+    counts: dict[str, Any],
+    recipe: Recipe,
+    *,
+    terms: Terms | None = None,
+    teach: dict[str, Any] | None = None,
+    source: str | None = None,
+) -> str:
     """The card of filter/lessons.jsonl, from the filter stage's counts.
 
     Args:
-        counts: `answers` read, `lessons` kept (`train`, `tune`, `checked` of them), `rejected`, and the
-            rejected by reason under `reasons`.
+        counts: `answers` read, `lessons` kept (`train`, `tune`, `checked` of them), `rejected`, the rejected by
+            reason under `reasons`, what was `left after` each step, `contamination` by file, `warnings`.
+        recipe: what was asked for.
+        terms: what the teacher's terms say.
+        teach: the teaching stage's counts, for tokens and costs.
+        source: the file that the answers came from, where they were filtered without a run: nothing is known of a teacher.
     """
     lessons = counts.get("lessons", 0)
     front = {
         "license": recipe.export.license,
         "pretty_name": f"{recipe.name} lessons",
+        **({"language": [recipe.filter.language]} if recipe.filter.language else {}),
         "task_categories": ["text-generation"],
         "size_categories": [_size_category(lessons)],
         "tags": ["stillroom", "distillation", "synthetic"],
         "configs": [{"config_name": "default", "data_files": "lessons.jsonl"}],
     }
-    checks = {"json": "is a JSON object", "reference": "equals the right answer where the source gives one"}
     held_out = [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate
     answers = counts.get("answers", 0)
     return render(
         "dataset-card.md",
         front=_yaml(front),
         recipe=recipe,
-        teacher=public_name(recipe.teacher.model),
-        sources=[PurePath(source.file).name for source in recipe.prompts],
+        teacher=None if source else public_name(recipe.teacher.model),
+        source=None if source is None else PurePath(source).name,
+        sources=[PurePath(file.file).name for file in recipe.prompts if getattr(file, "file", None)],
         counts=counts,
+        steps=_steps(counts.get("left after") or {}),
         share=percent(lessons / answers) if answers else None,
         reasons=bars(counts.get("reasons") or {}, number),
         held_out=[PurePath(name).name for name in held_out],
-        check=checks.get(recipe.filter.verify),
+        contamination=counts.get("contamination") or {},
+        check=_CHECKS.get(recipe.filter.verify),
+        terms=list(terms.lines()) if terms else [],
+        teach=teach or {},
         cell=_cell,
     )
+
+
+_CHECKS = {
+    "source": "is right by the check of its question's source, where that has one",
+    "json": "is a JSON object",
+    "reference": "equals the right answer where the source gives one",
+    "number": "ends with the right number where the source gives one",
+    "maths": "comes to the right result where the source gives one",
+    "choice": "chooses the right letter where the source gives one",
+    "pattern": "matches a regular expression",
+    "tools": "makes tool calls that fit their declarations, and are the right ones where the source gives them",
+    "quotes": "quotes its source, and every quote stands in it",
+    "code": "is code that passes the source's tests, run in a sandbox",
+    "own": "passes a checker that the maker of this run wrote",
+}
+_STEPS = {
+    "answers": "answers",
+    "sound": "whole, no refusal, no loop, as long and in the language asked for",
+    "right": "not found wrong",
+    "agreed": "samples agree",
+    "clean": "not in an evaluation file",
+    "lessons": "distinct, at most as many as wanted",
+}
+
+
+def _steps(left: dict[str, int]) -> list[tuple[str, int]]:
+    """The filter's steps in order, each with how many answers were left after it."""
+    return [(label, left[key]) for key, label in _STEPS.items() if key in left]
 
 
 def public_name(model: str) -> str:

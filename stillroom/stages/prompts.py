@@ -1,18 +1,54 @@
-"""Questions in: files are read, duplicates and evaluation items taken out, splits drawn."""
+"""Questions in: sources are read or invented, duplicates and evaluation items taken out, mixed, splits drawn."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stillroom.contracts.conversations import conversation_of
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_lines, write_lines
-from stillroom.contracts.records import Prompt, content_key, to_line
-from stillroom.lessons.sources import question_key, read_prompts
+from stillroom.contracts.progress import Meter
+from stillroom.contracts.recipe import Expand, PromptSource
+from stillroom.contracts.records import Prompt, Sampling, content_key, from_line, to_line
+from stillroom.lessons.answered import AnswersFile
+from stillroom.lessons.diversity import Reservoir, diversity
+from stillroom.lessons.documents import draw_passages, read_passages
+from stillroom.lessons.expansion import Expansion
+from stillroom.lessons.inventions import KeptAsking
+from stillroom.lessons.keyed import KeyTable
+from stillroom.lessons.mixing import Stock, choose, interleave, quotas
+from stillroom.lessons.questions import Question, question_key, user_text
+from stillroom.lessons.sources import read_questions, source_title
+from stillroom.models.opening import WhenAsked, open_teacher
+from stillroom.models.origins import student_source, teacher_identity
 from stillroom.stages.context import StageContext
+
+SEEDS = 1000
+"""Questions of a file that steer its expansion, the first ones."""
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Questions that can be read again and again: a source's, or those invented from it."""
+
+    title: str
+    source: PromptSource
+    path: Path
+    invented: bool = False
+
+    def questions(self, say: Callable[[str], None] = lambda text: None) -> Iterator[Question]:
+        """All of them, in order; `say` is told how a source's file is understood."""
+        if self.invented:
+            return (from_line(Question, line) for line in read_lines(self.path))
+        return read_questions(self.source, self.path, say)
+
+    def titled(self) -> Iterator[tuple[str, Question]]:
+        """Each question with the pool's title."""
+        for question in self.questions():
+            yield self.title, question
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -20,32 +56,55 @@ def run(context: StageContext) -> dict[str, Any]:
 
     Raises:
         DataError: a file is unusable, or no question is left.
+        TeacherError, ServiceFault: the teacher that should invent questions cannot.
     """
     recipe, counts = context.recipe, Counter[str]()
-    held_out = _evaluation_questions(context)
+    held_out, seen = _evaluation_questions(context), KeyTable()
 
-    def kept() -> Iterator[dict[str, Any]]:
-        seen: set[str] = set()
+    def stocks_of(pools: list[_Pool]) -> list[Stock]:
         with context.progress.meter("reading", None, "questions") as meter:
-            for source in recipe.prompts:
-                for prompt in read_prompts(
-                    context.run.locate(source.file), Path(source.file).name, source.limit
-                ):
-                    meter.advance()
-                    counts["read"] += 1
-                    key = question_key(prompt.messages)
-                    if key in held_out:
-                        counts["in evaluation"] += 1
-                    elif key in seen:
-                        counts["duplicates"] += 1
-                    else:
-                        seen.add(key)
-                        split = _split(key, recipe.splits.tune, recipe.seed)
-                        counts[split] += 1
-                        counts["with a right answer"] += prompt.reference is not None
-                        yield to_line(Prompt(prompt.messages, prompt.source, split, prompt.reference))
+            return [_take_stock(context, pool, seen, held_out, counts, meter) for pool in pools]
 
-    total = write_lines(context.folder / "prompts.jsonl", kept())
+    # Files first: what is wrong in them comes to light before the teacher is paid.
+    pools = _pools(context)
+    stocks = stocks_of(pools)
+    inventions, expansions = _invented(context)
+    stocks += stocks_of(inventions)
+    pools += inventions
+    wanted = quotas(stocks, recipe.mix.count)
+    masks = [
+        choose(
+            stock,
+            quota,
+            recipe.seed + place,
+            stratified=pool.source.stratify is not None and not pool.invented,
+        )
+        for place, (stock, quota, pool) in enumerate(zip(stocks, wanted, pools, strict=True))
+    ]
+    sample = Reservoir(seed=recipe.seed)
+
+    def lines() -> Iterator[dict[str, Any]]:
+        streams = [(pool.titled(), mask) for pool, mask in zip(pools, masks, strict=True)]
+        for title, question in interleave(streams):
+            line = _line(title, question, recipe.splits.tune, recipe.seed)
+            counts[line["split"]] += 1
+            counts["with a right answer"] += question.reference is not None
+            counts["answered in a log"] += question.answer is not None
+            sample.add(user_text(question.messages))
+            yield line
+
+    total = write_lines(context.folder / "prompts.jsonl", lines())
+    _refuse_nothing(total, counts)
+    return {
+        "prompts": total,
+        **{name: count for name, count in counts.items() if count},
+        "sources": {pool.title: quota for pool, quota in zip(pools, wanted, strict=True)},
+        "diversity": diversity(sample.texts),
+        **({"expansions": expansions} if expansions else {}),
+    }
+
+
+def _refuse_nothing(total: int, counts: Counter[str]) -> None:
     if total == 0:
         raise DataError(
             "no question is left to ask",
@@ -54,7 +113,53 @@ def run(context: StageContext) -> dict[str, Any]:
         )
     if counts["train"] == 0:
         raise DataError("no question is left to train on", got=f"{total} in all", do="give more questions")
-    return {"prompts": total, **counts}
+
+
+def _pools(context: StageContext) -> list[_Pool]:
+    return [
+        _Pool(source_title(source), source, context.run.locate(source.file))
+        for source in context.recipe.prompts
+        if source.form != "documents"
+    ]
+
+
+def _invented(context: StageContext) -> tuple[list[_Pool], dict[str, dict[str, int]]]:
+    """What the teacher invents from each source that is to be expanded, and what came of it."""
+    pools, told = [], {}
+    for place, source in enumerate(context.recipe.prompts):
+        if source.expand:
+            title = f"{source_title(source)}, expanded"
+            path = context.folder / f"invented-{place}.jsonl"
+            told[title] = _invent(context, source, source.expand, path)
+            pools.append(_Pool(title, source, path, invented=True))
+    return pools, told
+
+
+def _take_stock(
+    context: StageContext, pool: _Pool, seen: KeyTable, held_out: KeyTable, counts: Counter[str], meter: Meter
+) -> Stock:
+    """Which questions of a pool are new and may be asked."""
+    stock = Stock(pool.source.weight)
+    for question in pool.questions(context.progress.say):
+        meter.advance()
+        counts["read"] += 1
+        key = question_key(question.messages)
+        if held_out.get(key) is not None:
+            counts["in evaluation"] += 1
+            stock.drop()
+        elif seen.get(key) is not None:
+            counts["duplicates"] += 1
+            stock.drop()
+        else:
+            seen.put(key, 0)
+            stock.add(question.stratum)
+    return stock
+
+
+def _line(title: str, question: Question, tune: float, seed: int) -> dict[str, Any]:
+    """The line of prompts.jsonl: a Prompt, and what else is known of the question."""
+    split = _split(question_key(question.messages), tune, seed)
+    return {**to_line(Prompt(question.messages, title, split, question.reference)), **question.extras()}
 
 
 def _split(key: str, tune: float, seed: int) -> Literal["train", "tune"]:
@@ -63,13 +168,119 @@ def _split(key: str, tune: float, seed: int) -> Literal["train", "tune"]:
     return "tune" if draw < tune else "train"
 
 
-def _evaluation_questions(context: StageContext) -> set[str]:
-    """Keys of all questions that must not be trained on."""
+def _evaluation_files(context: StageContext) -> Iterator[PromptSource]:
     recipe = context.recipe
-    files = [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate
-    keys = set()
-    for name in files:
-        path = context.run.locate(name)
-        for number, line in enumerate(read_lines(path), 1):
-            keys.add(question_key(conversation_of(line, f"{path}, line {number}")[0]))
+    for name in [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate:
+        yield PromptSource(file=name)
+
+
+def _evaluation_questions(context: StageContext) -> KeyTable:
+    """Keys of all questions that must not be trained on."""
+    keys = KeyTable()
+    for source in _evaluation_files(context):
+        for question in read_questions(source, context.run.locate(source.file)):
+            keys.put(question_key(question.messages), 0)
     return keys
+
+
+def _invent(context: StageContext, source: PromptSource, expand: Expand, path: Path) -> dict[str, int]:
+    """Write what the teacher invents from a source; returns what came of it."""
+    base, recipe = context.run.base, context.recipe
+    teacher = WhenAsked(
+        recipe.teacher.model,
+        lambda: open_teacher(
+            recipe.teacher,
+            base,
+            student_source(recipe, base),
+            batch_size=recipe.teach.batch_size,
+            concurrency=recipe.teach.concurrency,
+        ),
+    )
+    sampling = Sampling(
+        temperature=expand.temperature, max_new_tokens=expand.max_new_tokens, seed=recipe.seed
+    )
+    try:
+        with AnswersFile(context.folder / "expansion.jsonl", writable=True) as file:
+            ask = KeptAsking(teacher, teacher_identity(recipe.teacher, base), file, sampling)
+            expansion = _expansion(context, source, expand, ask)
+            made = write_lines(path, _shown(context, expansion, expand.count))
+    finally:
+        teacher.close()
+    if made < expand.count:
+        context.progress.say(
+            f"{source_title(source)}: the teacher invented {made:,} of {expand.count:,} questions; then it repeated itself"
+            " or the passages were used up"
+        )
+    return {"questions": made, **expansion.counts, **ask.counts}
+
+
+def _shown(context: StageContext, expansion: Expansion, count: int) -> Iterator[dict[str, Any]]:
+    with context.progress.meter("inventing", count, "questions") as meter:
+        for question in expansion.questions():
+            meter.advance(1, note=f"{expansion.counts['near-duplicates']} repetitions dropped")
+            yield {"messages": question.messages, **question.extras()}
+
+
+def _expansion(context: StageContext, source: PromptSource, expand: Expand, ask: KeptAsking) -> Expansion:
+    run, path = context.run, context.run.locate(source.file)
+    passages: list[str] = []
+    seeds: list[Question] = []
+    if source.form == "documents":
+        passages = draw_passages(
+            lambda: read_passages(source.file, path, expand.passage, source.pattern),
+            4 * -(-expand.count // expand.candidates),
+            context.recipe.seed,
+        )
+        if not passages:
+            raise DataError(f"{path} has no passages", expected="texts of at least 80 characters")
+    else:
+        first = source.model_copy(update={"limit": min(source.limit or SEEDS, SEEDS)})
+        seeds = list(read_questions(first, path))
+    return Expansion(
+        expand,
+        seeds,
+        ask,
+        task=_text_of(run.locate(expand.task)) if expand.task else "",
+        failures=list(_failures(run.locate(expand.failures))) if expand.failures else (),
+        passages=passages,
+        avoid=_evaluation_texts(context),
+        seed=context.recipe.seed,
+    )
+
+
+def _evaluation_texts(context: StageContext) -> Iterator[str]:
+    for source in _evaluation_files(context):
+        for question in read_questions(source, context.run.locate(source.file)):
+            yield user_text(question.messages)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not text", got=str(error), expected="UTF-8") from None
+
+
+def _failures(path: Path) -> Iterable[Question]:
+    """What the student answered wrongly in an evaluation's samples.
+
+    Raises:
+        DataError: there is nothing.
+    """
+    found = [
+        Question(line["messages"], reference=line.get("reference"))
+        for line in read_lines(path)
+        if isinstance(line.get("messages"), list)
+        and any(
+            not answer.get("correct", True)
+            for name, answer in line.get("answers", {}).items()
+            if "student" in name
+        )
+    ]
+    if not found:
+        raise DataError(
+            f"{path} shows no wrong answer of the student",
+            expected="the evaluate/samples.jsonl of a run",
+            do="leave the method failures out",
+        )
+    return found

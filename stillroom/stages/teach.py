@@ -1,23 +1,27 @@
 """The teacher answers, and what it thought at each token of its answers goes into the lesson book.
 
-Every answer is one synced line of teach/answers.jsonl, keyed by (model, messages, parameters, sample): change any of
-them and it is asked again, change none and never. The book in teach/signals/ is keyed by the lesson's tokens.
+Every answer is one synced line of teach/answers.jsonl, keyed by (endpoint, model, messages, parameters, sample): change
+any of them and it is asked again, change none and never. The book in teach/signals/ is keyed by the lesson's tokens.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from stillroom.contracts.errors import ServiceFault
-from stillroom.contracts.records import Answer, Answerer, Reply, Request
-from stillroom.lessons.answered import AnswersFile, answer_of
+from stillroom.contracts.records import Answerer, Reply, Request, Sampling
+from stillroom.lessons.answered import AnswersFile
 from stillroom.lessons.asking import read_run_prompts, requests_of, sampling_of, windows
+from stillroom.lessons.bill import Bill
 from stillroom.lessons.capture import capture_book
+from stillroom.lessons.outlook import look_ahead, outlook_lines
+from stillroom.lessons.teaching import Panel, check_ways, conclude, teach
+from stillroom.models.api_teacher import open_api_teacher
+from stillroom.models.endpoint import base_url
 from stillroom.models.opening import WhenAsked, open_teacher
 from stillroom.models.origins import student_source, teacher_identity
 from stillroom.models.rendering import Renderer
+from stillroom.models.teachers import check_terms, price_of, terms_of
 from stillroom.stages.context import StageContext
 
 _WINDOW = 512
@@ -29,30 +33,26 @@ def run(context: StageContext) -> dict[str, Any]:
     """Write teach/answers.jsonl and teach/signals/.
 
     Raises:
-        TeacherError: the API refuses.
+        TeacherError: the API refuses, or the teacher's terms forbid this.
         ServiceFault: every request failed.
+        UserError: the limit of costs is reached.
     """
     recipe, base = context.recipe, context.run.base
+    check_ways(recipe.teacher, recipe.teach)
     tokenizer = student_source(recipe, base)
     renderer = Renderer.load(tokenizer, trust_remote_code=recipe.student.trust_remote_code)
-    teacher = WhenAsked(
-        recipe.teacher.model,
-        lambda: open_teacher(
-            recipe.teacher,
-            base,
-            tokenizer,
-            batch_size=recipe.teach.batch_size,
-            concurrency=recipe.teach.concurrency,
-        ),
-    )
-    prompts = context.run.need("prompts")
-    requests = list(requests_of(recipe, teacher_identity(recipe.teacher, base), read_run_prompts(prompts)))
+    identity = teacher_identity(recipe.teacher, base)
+
+    def requests() -> Iterator[Request]:
+        return requests_of(recipe, identity, read_run_prompts(context.run.need("prompts")))
+
+    teacher = _teacher(context)
     try:
         with AnswersFile(context.folder / "answers.jsonl", writable=True) as file:
             counts = _ask(context, teacher, requests, file)
         if recipe.teach.signal.kind != "none":
             with AnswersFile(context.folder / "answers.jsonl") as file:
-                answers = (file.read(request.key) for request in requests)
+                answers = (file.read(request.key) for request in requests())
                 good = (answer for answer in answers if answer and answer.finish in ("stop", "length"))
                 counts |= capture_book(
                     context.folder / "signals",
@@ -67,49 +67,71 @@ def run(context: StageContext) -> dict[str, Any]:
     return counts
 
 
+def _teacher(context: StageContext) -> Answerer:
+    """The teacher, loaded or connected when something is first asked of it."""
+    recipe, base = context.recipe, context.run.base
+    settings = recipe.teach
+    if recipe.teacher.api:
+        batches = context.folder / "batches"
+        return WhenAsked(recipe.teacher.model, lambda: open_api_teacher(recipe.teacher, settings, batches))
+    tokenizer = student_source(recipe, base)
+    sizes = {"batch_size": settings.batch_size, "concurrency": settings.concurrency}
+    return WhenAsked(recipe.teacher.model, lambda: open_teacher(recipe.teacher, base, tokenizer, **sizes))
+
+
 def _ask(
-    context: StageContext, teacher: Answerer, requests: list[Request], file: AnswersFile
+    context: StageContext, teacher: Answerer, requests: Callable[[], Iterator[Request]], file: AnswersFile
 ) -> dict[str, Any]:
-    """Ask what has no answer yet."""
-    earlier = sum(request.key in file for request in requests)
-    counts = Counter[str]({"answered before": earlier})
-    last_error = None
-    with context.progress.meter("teacher answers", len(requests), "answers", done=earlier) as meter:
-        for request, reply in _replies(context, teacher, requests, file):
-            answer = answer_of(request, reply)
-            file.append([answer])
-            last_error = answer.error or last_error
-            _count(counts, answer)
-            meter.advance(1, note=f"{counts['failed']} failed" if counts["failed"] else None)
-    if counts["failed"] and counts["failed"] == len(requests) - earlier:
-        raise ServiceFault(
-            "the teacher answered none of the questions",
-            got=last_error,
-            do="mend the endpoint and run again: what failed is asked again, what was answered is kept",
-        )
-    return {"answers": len(requests), **counts}
+    """Ask what has no answer yet, after saying what that will come to."""
+    recipe, settings = context.recipe, context.recipe.teach
+    url = base_url(recipe.teacher.api) if recipe.teacher.api else None
+    own = context.run.locate(recipe.teacher.prices) if recipe.teacher.prices else None
+    price, terms = price_of(recipe.teacher.model, url, own), terms_of(recipe.teacher.model, url, own)
+    check_terms(recipe.teacher.model, terms, accepted=recipe.teacher.accept_terms)
+    sampling = sampling_of(recipe)
+    bill = Bill(
+        price, sampling, spent=file.totals.cost, limit=settings.max_cost, batch=settings.batch_endpoint
+    )
+    outlook = look_ahead(requests(), file)
+    if outlook.missing:
+        for line in outlook_lines(outlook, file.totals, recipe.teacher, settings, price, terms):
+            context.progress.say(f"  {line}")
+    answerer = teacher if recipe.teacher.api else _WholeWindows(teacher, requests)
+    with context.progress.meter(
+        "teacher answers", outlook.requests, "answers", done=outlook.answered
+    ) as meter:
+        panel = Panel(meter, outlook.requests, outlook.answered)
+        taught = teach(requests(), answerer, sampling, file, bill, panel)
+    conclude(taught, bill)
+    return {
+        "answers": outlook.requests,
+        "answered before": outlook.answered,
+        **taught.counts,
+        "dollars": round(bill.spent, 6),
+        "terms": terms.model_dump(mode="json", exclude={"models", "hosts"}, exclude_none=True),
+    }
 
 
-def _count(counts: Counter[str], answer: Answer) -> None:
-    counts[answer.finish] += 1
-    counts["prompt tokens"] += answer.prompt_tokens
-    counts["completion tokens"] += answer.completion_tokens
+class _WholeWindows:
+    """A local teacher that computes half-done windows whole: a row's last digits depend on the batch that it is in."""
 
+    def __init__(self, teacher: Answerer, requests: Callable[[], Iterator[Request]]) -> None:
+        self.name, self._teacher, self._requests = teacher.name, teacher, requests
 
-def _replies(
-    context: StageContext, teacher: Answerer, requests: Iterable[Request], file: AnswersFile
-) -> Iterator[tuple[Request, Reply]]:
-    """Replies to the requests that have no answer yet."""
-    sampling = sampling_of(context.recipe)
-    missing = {request.key for request in requests if request.key not in file}
-    if not missing:
-        return
-    if context.recipe.teacher.api:
-        yield from teacher.answer((request for request in requests if request.key in missing), sampling)
-        return
-    for window in windows(requests, _WINDOW):
-        if any(request.key in missing for request in window):
-            # A half-done window is computed whole again: a row's last digits depend on the batch that it is in.
-            for request, reply in teacher.answer(window, sampling):
-                if request.key in missing:
-                    yield request, reply
+    def answer(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Request, Reply]]:
+        """As `Answerer.answer`; the requests come in the order of the whole list."""
+        missing = iter(requests)
+        wanted = next(missing, None)
+        for window in windows(self._requests(), _WINDOW):
+            keys, due = {request.key for request in window}, set[str]()
+            while wanted is not None and wanted.key in keys:
+                due.add(wanted.key)
+                wanted = next(missing, None)
+            if due:
+                for request, reply in self._teacher.answer(window, sampling):
+                    if request.key in due:
+                        due.discard(request.key)
+                        yield request, reply
+
+    def close(self) -> None:
+        """The teacher is closed by who opened it."""

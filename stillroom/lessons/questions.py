@@ -1,0 +1,65 @@
+"""What a source of prompts gives: a question, and what is known about its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from stillroom.contracts.records import Message, content_key
+
+Check = Literal["text", "json", "number", "maths", "choice", "code", "tools", "quotes"]
+"""How an answer is held against the reference.
+
+`text`: to the letter. `json`: field by field. `number`: the final number. `maths`: the final expression. `choice`: a
+letter. `code`: the reference is {"test", "entry_point", "prompt"} in JSON. `tools`: it is the list of right calls in
+JSON. `quotes`: what the answer quotes stands in the document.
+"""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a source; a line of prompts/prompts.jsonl holds its fields beside those of a Prompt."""
+
+    messages: list[Message]
+    reference: str | None = None
+    """The right answer."""
+    check: Check | None = None
+    """How to hold an answer against the reference, where the source's form says it."""
+    solution: str | None = None
+    """The source's own worked answer, where it gives one beside the reference."""
+    tools: list[dict[str, Any]] | None = None
+    """Declarations of the tools that may be called, in OpenAI's form."""
+    document: str | None = None
+    """The text that the answer must be drawn from."""
+    answer: Message | None = None
+    """What a model answered already: an assistant's turn of a log."""
+    answered_by: str | None = None
+    """The model that gave that answer."""
+    finish: str | None = None
+    """Why that answer ended, in OpenAI's words."""
+    method: str | None = None
+    """How the teacher was asked to invent the question."""
+    stratum: str = ""
+    """The value of the column that the source is stratified by."""
+
+    def extras(self) -> dict[str, Any]:
+        """The fields that a Prompt does not have, without empty ones."""
+        known = {"messages", "reference"}
+        return {
+            key: value for key, value in vars(self).items() if key not in known and value not in (None, "")
+        }
+
+    def with_stratum(self, value: object) -> Question:
+        """The question in a stratum."""
+        return replace(self, stratum=str(value))
+
+
+def user_text(messages: Iterable[Message]) -> str:
+    """What the user says in a conversation."""
+    return " ".join(message["content"] for message in messages if message["role"] == "user")
+
+
+def question_key(messages: Iterable[Message]) -> str:
+    """A key under which the same question is recognised whatever its case and spacing."""
+    return content_key(" ".join(user_text(messages).casefold().split()))

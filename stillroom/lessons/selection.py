@@ -1,0 +1,60 @@
+"""Of several answers to one question: which become lessons, and which pairs of right and wrong teach a preference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stillroom.contracts.records import Lesson, Message
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A right and a wrong answer to one question, in the form that TRL's DPO trainer reads: a line of preferences.jsonl."""
+
+    id: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    reason: str
+    """Why the rejected answer is wrong."""
+    split: str = "train"
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """An answer that ran to its end and failed its check."""
+
+    messages: list[Message]
+    reason: str
+
+
+def whole(message: Message) -> str:
+    """An answer with its reasoning: two ways to one result are two lessons."""
+    return " ".join(str(message.get("content") or "").casefold().split()) + str(
+        message.get("tool_calls") or ""
+    )
+
+
+def majority(answers: Sequence[str]) -> tuple[str, float]:
+    """The commonest of several final answers (the earliest of equally common ones) and its share."""
+    answer, count = Counter(answers).most_common(1)[0]
+    return answer, count / len(answers)
+
+
+def pairs(right: Sequence[Lesson], wrong: Sequence[Wrong]) -> list[dict[str, Any]]:
+    """Each right answer with one wrong one to the same question, as many as both have; equal texts make no pair."""
+    found = []
+    for lesson, other in zip((lesson for lesson in right if lesson.complete), wrong, strict=False):
+        *prompt, chosen = lesson.messages
+        rejected = other.messages[-1]
+        if whole(chosen) == whole(rejected):
+            continue
+        pair = Preference(
+            lesson.id, list(prompt), [chosen], [rejected], other.reason, lesson.split, lesson.source
+        )
+        found.append(asdict(pair))
+    return found

@@ -1,0 +1,144 @@
+"""The five calls of an OpenAI-style batch endpoint, each tried again where that may help."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from stillroom.contracts.errors import ServiceFault
+from stillroom.models.chat_completions import error_text
+from stillroom.models.endpoint import Endpoint
+from stillroom.models.throttle import backoff, retry_after
+
+_ATTEMPTS = 8
+_BLOCK = 1 << 20
+
+
+class BatchHttp:
+    """Files up, batches made and looked at, files down; calls return when they are done.
+
+    Args:
+        endpoint: where.
+        timeout: seconds without a sign of life from the server.
+        first_wait: seconds before the first retry; they double from there.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, timeout: float, first_wait: float = 1.0) -> None:
+        self.endpoint = endpoint
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=timeout)
+        self._first_wait = first_wait
+        self._runner = asyncio.Runner()
+
+    def upload(self, path: Path) -> str:
+        """Send a file of requests; its id there."""
+        return str(self._json("POST", "/files", file=path)["id"])
+
+    def create(self, file_id: str, name: str) -> str:
+        """Have a file's requests answered; the batch's id. `name` finds it again by `find`."""
+        body = {
+            "input_file_id": file_id,
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "metadata": {"stillroom": name},
+        }
+        return str(self._json("POST", "/batches", body=body)["id"])
+
+    def find(self, name: str) -> str | None:
+        """The id of the batch that was made under this name, if there is one among the last hundred."""
+        for batch in self._json("GET", "/batches?limit=100").get("data") or []:
+            if (batch.get("metadata") or {}).get("stillroom") == name:
+                return str(batch["id"])
+        return None
+
+    def look(self, batch_id: str) -> dict[str, Any]:
+        """What the API says of a batch."""
+        return self._json("GET", f"/batches/{batch_id}")
+
+    def download(self, file_id: str, path: Path) -> None:
+        """Write a file of the API to disk."""
+        self._json("GET", f"/files/{file_id}/content", into=path)
+
+    def close(self) -> None:
+        """Let go of the event loop."""
+        self._runner.close()
+
+    def _json(
+        self,
+        method: str,
+        route: str,
+        *,
+        body: dict[str, Any] | None = None,
+        file: Path | None = None,
+        into: Path | None = None,
+    ) -> dict[str, Any]:
+        return self._runner.run(self._call(method, route, body, file, into))
+
+    async def _call(
+        self, method: str, route: str, body: dict[str, Any] | None, file: Path | None, into: Path | None
+    ) -> dict[str, Any]:
+        told = ""
+        for attempt in range(_ATTEMPTS):
+            wait = None
+            try:
+                async with (
+                    aiohttp.ClientSession(headers=self.endpoint.headers, timeout=self._timeout) as session,
+                    session.request(
+                        method, self.endpoint.url + route, json=body, data=_form(file) if file else None
+                    ) as response,
+                ):
+                    if response.status < 300:
+                        return await _taken(response, into)
+                    wait = retry_after(response.headers)
+                    told = await self._fault(response)
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                told = self.endpoint.clean(error)
+            await asyncio.sleep(wait or backoff(attempt, self._first_wait))
+        raise ServiceFault(
+            f"the batch endpoint of {self.endpoint.url} keeps failing",
+            got=f"{method} {route.partition('?')[0]}, {_ATTEMPTS} times: {told}",
+            do="run the same command again later: batches that were handed in are found again",
+        )
+
+    async def _fault(self, response: aiohttp.ClientResponse) -> str:
+        """What an error status says; TeacherError where no retry mends it."""
+        text = (await response.read())[:2000].decode(errors="replace")
+        with suppress(ValueError):
+            text = error_text(json.loads(text))
+        said = f"HTTP {response.status}: {self.endpoint.clean(text)}"
+        if response.status in (401, 403):
+            self.endpoint.refuse("refuses the API key", said, f"check the key in ${self.endpoint.key_env}")
+        if response.status in (404, 405):
+            self.endpoint.refuse(
+                "has no batch endpoint, or no longer this batch", said, "teach.batch_endpoint: false"
+            )
+        if response.status < 500 and response.status not in (408, 409, 425, 429):
+            self.endpoint.refuse("does not take this batch", said, "mend what it says")
+        return said
+
+
+def _form(file: Path) -> aiohttp.FormData:
+    form = aiohttp.FormData()
+    form.add_field("purpose", "batch")
+    form.add_field("file", file.open("rb"), filename=file.name, content_type="application/jsonl")
+    return form
+
+
+async def _taken(response: aiohttp.ClientResponse, into: Path | None) -> dict[str, Any]:
+    """The JSON of a response, or its content in a file."""
+    if into is None:
+        told = await response.json(content_type=None)
+        if not isinstance(told, dict):
+            raise ValueError(f"not a JSON object: {str(told)[:80]}")
+        return told
+    with into.open("wb") as file:
+        async for part in response.content.iter_chunked(_BLOCK):
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return {}
