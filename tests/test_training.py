@@ -12,7 +12,7 @@ from tiny_llama import save_tiny, tiny_llama, train_tokenizer
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
-from stillroom.contracts.errors import ModelError
+from stillroom.contracts.errors import ModelError, UserError
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Distil, Lora, Student
 from stillroom.models.rendering import Rendered
@@ -342,3 +342,25 @@ def test_rows_of_a_book_are_found_by_content_and_those_it_lacks_left_out(teacher
         assert found[index].ids.tolist() == row.ids.tolist()
         assert found[index].mask.tolist() == row.mask.tolist()
         assert torch.equal(found[index].targets.ids, row.targets.ids)
+
+
+def test_tensorboard_keeps_the_figures_where_they_outlive_the_checkpoints(teacher, tokenizer, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = SETTINGS.model_copy(update={"report_to": ["tensorboard"]})
+    model = tiny_llama(tokenizer, seed=2, layers=1)
+    train(model, some_rows(teacher), tmp_path, settings, boards=tmp_path / "tensorboard" / "student")
+    board = EventAccumulator(str(tmp_path / "tensorboard" / "student")).Reload()
+    heard = {event.step: event.value for event in board.Scalars("train/validation_loss")}
+    lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    written = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    assert heard == pytest.approx(written)
+    assert len(heard) == 2
+    assert not (tmp_path / "checkpoints" / "runs").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_the_training(teacher, tokenizer, tmp_path):
+    settings = SETTINGS.model_copy(update={"report_to": ["tensorbord"]})
+    with pytest.raises(UserError, match=r"tensorbord(.|\n)*take it out of distil\.report_to"):
+        train(tiny_llama(tokenizer, seed=2, layers=1), some_rows(teacher, 4), tmp_path, settings)
+    assert not (tmp_path / "metrics.jsonl").exists()

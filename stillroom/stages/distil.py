@@ -159,6 +159,7 @@ class DistilStage:
             label=f"training {apprentice.name}",
             progress=self.context.progress,
             validation=self.validation if apprentice.objective.needs_signals else [],
+            boards=self.context.folder / "tensorboard" / apprentice.name,
         )
         self.save(student, apprentice.folder)
         write_json(counts_file, counts)

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
 
+from stillroom.contracts.errors import UserError
 from stillroom.contracts.files import storage
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Distil
@@ -50,6 +52,7 @@ def fit(
     validation: Sequence[TrainingRow] = (),
     teacher: nn.Module | None = None,
     packing: bool = True,
+    boards: Path | None = None,
 ) -> dict[str, Any]:
     """Train the student in place, from its newest whole checkpoint if there is one.
 
@@ -67,13 +70,16 @@ def fit(
         validation: rows whose loss is logged.
         teacher: a live teacher, instead of signals that come with the rows; frozen.
         packing: lay rows end to end without padding where student and teacher keep them apart.
+        boards: where TensorBoard's files go if it is asked for; transformers' own place is lost with the checkpoints.
 
     Returns:
         counts for the manifest: steps, lessons seen, the last loss.
 
     Raises:
         StorageFault: the disk is full.
+        UserError: a tracker is not installed.
     """
+    trackers = _trackers(settings.report_to, boards)
     rank, ranks = _place()
     plan = StepPlan(
         rows.lengths,
@@ -93,14 +99,14 @@ def fit(
         with progress.meter(label, steps, "steps", done=found[1] if found else 0) as meter:
             trainer = DistillationTrainer(
                 student,
-                _arguments(settings, steps, seed, checkpoints, plan, bool(validation)),
+                _arguments(settings, steps, seed, checkpoints, plan, bool(validation), boards),
                 rows=rows,
                 plan=plan,
                 objective=objective,
                 validation=validation,
                 teacher=teacher,
                 packing=packing,
-                callbacks=[MetricsFile(metrics), WholeCheckpoints(), ProgressCallback(meter)],
+                callbacks=[MetricsFile(metrics), WholeCheckpoints(), ProgressCallback(meter), *trackers],
             )
             trainer.remove_callback(PrinterCallback)
             try:
@@ -108,6 +114,23 @@ def fit(
             finally:
                 trainer.release()
     return {"steps": steps, "lessons seen": steps * settings.batch_size, **_last(metrics)}
+
+
+def _trackers(names: Sequence[str], boards: Path | None) -> list[TrainerCallback]:
+    """The callback for the tracker whose files have a place of ours; transformers makes the others."""
+    missing = set(names) - {"all", "none", *get_available_reporting_integrations()}
+    if missing:
+        raise UserError(
+            "a tracker is not there",
+            got=f"distil.report_to: {', '.join(sorted(missing))}",
+            expected="one of those that are installed and known to transformers",
+            do=f"pip install {' '.join(sorted(missing))}, or take it out of distil.report_to",
+        )
+    if boards is None or "tensorboard" not in names:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+
+    return [TensorBoardCallback(SummaryWriter(str(boards)))]  # type: ignore[no-untyped-call]
 
 
 def _place() -> tuple[int, int]:
@@ -118,7 +141,13 @@ def _place() -> tuple[int, int]:
 
 
 def _arguments(
-    settings: Distil, steps: int, seed: int, folder: Path, plan: StepPlan, validate: bool
+    settings: Distil,
+    steps: int,
+    seed: int,
+    folder: Path,
+    plan: StepPlan,
+    validate: bool,
+    boards: Path | None,
 ) -> TrainingArguments:
     bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and bfloat16_is_quick())
     return TrainingArguments(
@@ -139,7 +168,7 @@ def _arguments(
         save_total_limit=2,
         eval_strategy="steps" if validate else "no",
         eval_steps=settings.validate_every,
-        report_to=settings.report_to or "none",
+        report_to=[name for name in settings.report_to if name != "tensorboard" or boards is None] or "none",
         seed=seed,
         data_seed=seed,
         remove_unused_columns=False,
