@@ -3,11 +3,10 @@
     python tools/make_teacher.py --out stillroom/embedded/tickets-teacher --seed 7
 
 Under an hour on two CPU cores. The grammar of `stillroom.lessons.tickets` never runs dry, so every step sees
-fresh messages and the teacher cannot memorise. Copying is learned first, then the task, and at last the task with an
-early exit: the first layers alone must answer too (Lee et al. 2015; Elhoushi et al. 2024), so that a student cut from
-them has a start, where training of the last layer alone leaves the heads that copy spread over all depths. The number
-of steps is fixed: a slower machine takes longer and makes the same teacher. A killed run continues from its last
-checkpoint.
+fresh messages and the teacher cannot memorise. Copying is learned first, then the task, both with an early exit: the
+first layers alone must answer too (Lee et al. 2015; Elhoushi et al. 2024), so that a student cut from them has a
+start, where training of the last layer alone leaves the heads that copy spread over all depths. The number of steps
+is fixed: a slower machine takes longer and makes the same teacher. A killed run continues from its last checkpoint.
 """
 
 import argparse
@@ -50,8 +49,7 @@ CHAT_TEMPLATE = (
 )
 
 LAYERS, EXIT_LAYERS = 12, 3
-COPY_STEPS, TASK_STEPS, EXIT_STEPS = 500, 5000, 1200
-PLAIN_STEPS = COPY_STEPS + TASK_STEPS
+COPY_STEPS, TASK_STEPS = 500, 5000
 COPY_TOKENS, ROWS = 1000, 16  # a batch: heads that copy want many steps, not many tokens
 PEAK_RATE, WARM_UP = 1e-3, 50
 EXIT_WEIGHT = 0.5  # of the early exit's loss beside the whole model's
@@ -154,14 +152,10 @@ def render(message: str) -> str:
 
 
 def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each next token, weighted and averaged; ids and weights [rows, length]."""
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-    return average(logits, ids, weights)
+    """The cross-entropy of the whole model, and that of its first layers under the same norm and head.
 
-
-def loss_with_exit(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The weighted loss of the whole model, and that of its first layers under the same norm and head."""
+    Ids and weights are [rows, length].
+    """
     with torch.autocast("cpu", torch.bfloat16):
         answer = model(input_ids=ids[:, :-1], use_cache=False, output_hidden_states=True)
         early = model.lm_head(model.model.norm(answer.hidden_states[EXIT_LAYERS]))
@@ -169,6 +163,7 @@ def loss_with_exit(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Te
 
 
 def average(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each next token, weighted and averaged."""
     losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     w = weights[:, 1:].flatten()
     return (losses * w).sum() / w.sum()
@@ -210,34 +205,25 @@ def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, step: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The batch of each step from this one on."""
-    plain = task_batches(tokenizer, seed, random.Random(seed))
-    for phase, steps in (
-        (copy_batches(random.Random(seed)), COPY_STEPS),
-        (plain, TASK_STEPS),
-        (task_batches(tokenizer, seed + 4, random.Random(seed + 4)), EXIT_STEPS),
-    ):
-        # Of a phase that is over nothing need be made again.
-        yield from itertools.islice(phase, min(step, steps), steps)
-        step = max(0, step - steps)
+    yield from itertools.islice(copy_batches(random.Random(seed)), min(step, COPY_STEPS), COPY_STEPS)
+    done = max(0, step - COPY_STEPS)
+    yield from itertools.islice(task_batches(tokenizer, seed, random.Random(seed)), done, TASK_STEPS)
 
 
 def train(tokenizer: PreTrainedTokenizerFast, seed: int, checkpoint: Path) -> State:
-    """Copying first, then the task, then the task with an early exit and a fresh optimiser."""
+    """Copying first, then the task."""
     if checkpoint.exists():
         state = State.load(checkpoint, tokenizer, seed)
         print(f"continuing after step {state.step}", flush=True)
     else:
         state = State.of(build_model(tokenizer, seed))
     held_out = list(tickets(200, HELD_OUT_SEED))
-    total = PLAIN_STEPS + EXIT_STEPS
+    total = COPY_STEPS + TASK_STEPS
     first, begun = state.step, time.perf_counter()
     for ids, weights in batches(tokenizer, seed, state.step):
-        if state.step == PLAIN_STEPS:
-            state = State.of(state.model, state.step, state.tokens)
         for group in state.optimiser.param_groups:
-            group["lr"] = PEAK_RATE * rate(state.step)
-        of = weighted_loss if state.step < PLAIN_STEPS else loss_with_exit
-        loss = of(state.model, ids, weights)
+            group["lr"] = PEAK_RATE * rate(state.step, total)
+        loss = weighted_loss(state.model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
         state.optimiser.step()
@@ -252,13 +238,9 @@ def train(tokenizer: PreTrainedTokenizerFast, seed: int, checkpoint: Path) -> St
     return state
 
 
-def rate(step: int) -> float:
-    """Share of the peak rate: in each of the two parts a short warm-up, flat, then straight down to zero."""
-    if step < PLAIN_STEPS:
-        steps, falling = PLAIN_STEPS, 0.5
-    else:
-        step, steps, falling = step - PLAIN_STEPS, EXIT_STEPS, 0.8
-    return min((step + 1) / WARM_UP, 1.0, (steps - step) / (falling * steps))
+def rate(step: int, steps: int) -> float:
+    """Share of the peak rate: a short warm-up, flat, from the middle straight down to zero."""
+    return min((step + 1) / WARM_UP, 1.0, 2 * (steps - step) / steps)
 
 
 @torch.inference_mode()
@@ -329,8 +311,8 @@ The teacher of stillroom's quickstart: a Llama of 7.3 M parameters (12 layers) w
 1,024 tokens. It reads a customer's message, thinks in one short line and answers with JSON: intent,
 product, order number, urgency. It knows nothing else.
 
-Made from nothing, on two CPU cores, by a seeded grammar of messages (no customer wrote them). In the last part of its
-training its first {EXIT_LAYERS} layers had to answer too, so that a student can be cut from them.
+Made from nothing, on two CPU cores, by a seeded grammar of messages (no customer wrote them). Its first {EXIT_LAYERS} layers
+alone were trained to answer too, so that a student can be cut from them.
 
     python tools/make_teacher.py --out stillroom/embedded/tickets-teacher --seed {seed}
 

@@ -134,7 +134,7 @@ def _order(rng: random.Random) -> str:
 def _body(item: _Item, intent: str, rng: random.Random) -> tuple[list[str], str]:
     """The sentences that carry the request, and the thought's words for what it is about."""
     layout = rng.random()
-    if item.product and item.order and layout < 0.08:
+    if item.product and item.order and layout < 0.03:
         return _two_orders(item, intent, rng)
     number = _spoken(item.order, rng) if item.order else None
     it = f"{rng.choice(('the', 'my'))} {item.product}" if item.product else rng.choice(words.PARCELS)
@@ -145,7 +145,7 @@ def _body(item: _Item, intent: str, rng: random.Random) -> tuple[list[str], str]
     if number and not inline:
         own = rng.choice((f"it is {number}", f"my number is {item.order}", number))
         body.insert(rng.randrange(2), own)
-    if item.product and layout > 0.88:
+    if item.product and layout > 0.96:
         other = _other(item, rng)
         aside = f"the {other.product} from {_spoken(other.order, rng)} {rng.choice(words.FINE)}"
         body.insert(rng.choice((0, len(body))), aside)

@@ -95,16 +95,15 @@ class DistilStage:
 
     def rows(self, lessons: Iterator[Rendered], *, signals: bool) -> RowSource:
         """Rows with the signals of the run's book, or without."""
-        rendered = list(lessons)
         if not signals:
-            return MemoryRows([(row.ids, row.mask) for row in rendered])
+            return MemoryRows((row.ids, row.mask) for row in lessons)
         book = BookRows.open(
             self.context.run.need("teach") / "signals",
-            rendered,
+            lessons,
             tokenizer_hash=self.renderer.tokenizer_hash,
             temperature=self.recipe.distil.temperature,
         )
-        self.without_signal += len(rendered) - len(book.lengths)
+        self.without_signal += book.missing
         return book
 
     def mark(self, apprentice: Apprentice) -> str:

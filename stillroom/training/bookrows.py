@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -14,25 +15,37 @@ from stillroom.training.batches import TrainingRow
 
 
 class BookRows:
-    """A row source over a book: in memory it holds 16 bytes of key and a length a row."""
+    """A row source over a book: in memory it holds 16 bytes of key and a length a row.
 
-    def __init__(self, book: Book, keys: Sequence[str], lengths: np.ndarray) -> None:
-        self.book, self.lengths = book, lengths
-        self._keys = b"".join(bytes.fromhex(key) for key in keys)
-        self._width = len(self._keys) // max(len(keys), 1)
+    Args:
+        book: the open book.
+        keys: of the rows, each in the book.
+        lengths: tokens of each row, int [rows].
+        missing: how many lessons the book did not hold.
+    """
+
+    def __init__(self, book: Book, keys: Iterable[str], lengths: np.ndarray, missing: int = 0) -> None:
+        self.book, self.lengths, self.missing = book, lengths, missing
+        self._keys = b"".join(map(bytes.fromhex, keys))
+        self._width = len(self._keys) // max(len(lengths), 1)
 
     @classmethod
     def open(
-        cls, folder: Path, lessons: Sequence[Rendered], *, tokenizer_hash: str, temperature: float
+        cls, folder: Path, lessons: Iterable[Rendered], *, tokenizer_hash: str, temperature: float
     ) -> Self:
-        """The rows of these lessons; a lesson that the book does not hold is left out.
+        """The rows of these lessons, read one by one; one that the book does not hold is left out and counted.
 
         Raises:
             BookError: there is no book, or it was captured with another tokenizer or at another temperature.
         """
         book = Book.open(folder, tokenizer=tokenizer_hash, temperature=temperature)
-        held = [(key, len(row.ids)) for row in lessons if book.has(key := book.key(row.ids, row.mask))]
-        return cls(book, [key for key, _ in held], np.array([length for _, length in held], dtype=np.int64))
+        keys, lengths, read = [], array("q"), 0
+        for row in lessons:
+            read += 1
+            if book.has(key := book.key(row.ids, row.mask)):
+                keys.append(key)
+                lengths.append(len(row.ids))
+        return cls(book, keys, np.array(lengths, dtype=np.int64), read - len(keys))
 
     def __getitem__(self, index: int) -> TrainingRow:
         row = self.book.row(self._keys[index * self._width : (index + 1) * self._width].hex())
