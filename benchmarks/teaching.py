@@ -3,12 +3,14 @@
     python benchmarks/teaching.py                      # latencies, peak and memory: a few minutes
     python benchmarks/teaching.py --only peak
     python benchmarks/teaching.py --only torture       # 10,000 requests, a tenth with faults, five kills
+    python benchmarks/teaching.py --only stages --prompts 10000 100000 1000000
 
 The server is a process of its own on this machine that answers any request after a fixed time. `of possible` is the
 time that latency and concurrency alone would take over the time taken. `stillroom` is the whole of `teach`: keys looked
 up, costs counted, answers written and synced (--work says on which disk). `sequential` is a loop that waits for every
 answer; `openai` is the official client under asyncio.gather with as many places; both keep nothing. Memory is the peak
-of resident memory of a process that asks so many.
+of resident memory of a process that asks so many; `stages` that of one that takes a recipe's file of questions through
+its stages prompts and teach, and what each prompt adds to it.
 """
 
 from __future__ import annotations
@@ -198,6 +200,55 @@ def memory(work: Path, counts: tuple[int, ...]) -> None:
             print(f"{count:>9,} prompts  {told.strip()}")
 
 
+def stages(work: Path, counts: tuple[int, ...]) -> None:
+    """Peak memory of a process that takes so many questions of a file through the stages prompts and teach."""
+    before: tuple[int, float] | None = None
+    with served(0.0) as url:
+        for count in counts:
+            with tempfile.TemporaryDirectory(dir=work) as folder:
+                command = [sys.executable, __file__, "--stage", str(count), "--url", url, "--work", folder]
+                told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            adds = ""
+            if before is not None:
+                slope = (told["peak"] - before[1]) / (count - before[0])
+                adds = f", {slope:,.0f} bytes a prompt more than with {before[0]:,}"
+            before = count, told["peak"]
+            seconds = ", ".join(f"{name} {told[name]:,.0f} s" for name in ("prompts", "teach"))
+            print(
+                f"{count:>9,} prompts  {told['peak'] / 2**20:,.0f} MiB at most{adds}; {seconds}", flush=True
+            )
+
+
+def through_the_stages(count: int, url: str, work: Path) -> None:
+    """Take so many questions through prompts and teach, and print the seconds of each and the peak of memory."""
+    from stillroom.contracts.loading import build_recipe
+    from stillroom.contracts.progress import Progress
+    from stillroom.contracts.runfolder import Run
+    from stillroom.pipeline import run_pipeline
+
+    with (work / "questions.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(count):
+            file.write(json.dumps({"prompt": question(number)}) + "\n")
+    recipe = build_recipe(
+        {
+            "name": "many",
+            "teacher": {"api": url, "model": "large"},
+            "student": {"model": "embedded:tickets-teacher"},
+            "prompts": [{"file": "questions.jsonl"}],
+            "teach": {"signal": {"kind": "none"}, "concurrency": 64},
+            "distil": {"loss": {"hard": 1.0, "soft": 0.0}},
+        }
+    )
+    run = Run(work / "run", recipe, work)
+    run_pipeline(run, Progress(), until="teach")
+    found = {name: run.manifest(name) for name in ("prompts", "teach")}
+    assert all(manifest is not None for manifest in found.values())
+    assert found["teach"].counts["stop"] == count  # type: ignore[union-attr]
+    seconds = {name: manifest.seconds for name, manifest in found.items() if manifest}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"peak": peak, **seconds}))
+
+
 def torture(work: Path, count: int = 10_000, kills: int = 5, places: int = 64) -> None:
     """Faults and kills: every prompt answered once, none lost, none paid for twice but what was in flight."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -243,11 +294,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=["latencies", "peak", "memory", "torture"], help="one part")
+    parts_known = ["latencies", "peak", "memory", "stages", "torture"]
+    parser.add_argument("--only", choices=parts_known, help="one part")
     parser.add_argument("--work", type=Path, help="folder for answers; a temporary one otherwise")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[10_000, 40_000], help="counts for memory")
+    parser.add_argument(
+        "--prompts", type=int, nargs="+", default=[10_000, 40_000], help="counts for memory and stages"
+    )
     parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--ask", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--stage", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--questions", type=int, default=10_000, help="questions of torture")
     parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve is not None:
@@ -259,11 +315,15 @@ def main() -> None:
             most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             print(f"{most:,.0f} MiB at most, {options.ask / seconds:,.0f} requests/s")
             return
+        if options.stage:
+            through_the_stages(options.stage, options.url, work)
+            return
         parts: dict[str, Callable[[], None]] = {
             "latencies": lambda: latencies(work),
             "peak": lambda: peak(work),
             "memory": lambda: memory(work, tuple(options.prompts)),
-            "torture": lambda: torture(work),
+            "stages": lambda: stages(work, tuple(options.prompts)),
+            "torture": lambda: torture(work, options.questions),
         }
         for name in [options.only] if options.only else ["latencies", "peak", "memory"]:
             parts[name]()

@@ -147,9 +147,12 @@ def init(
 @app.command(epilog="Example: stillroom plan tickets --set distil.batch_size=64")
 def plan(recipe: RecipePath, sets: Sets = None, runs: Runs = Path("runs")) -> None:
     """Say what a run would do and what it needs, without doing it: stages, parameters, memory, disk."""
-    from stillroom.planning.plan import plan_lines
+    from stillroom.lessons.forecast import forecast, forecast_lines
+    from stillroom.planning.plan import Asked, plan_lines
 
-    for line in plan_lines(_run_of(recipe, sets, runs)):
+    run = _run_of(recipe, sets, runs)
+    found = forecast(run)
+    for line in plan_lines(run, Asked(found.answers, found.mean_tokens, list(forecast_lines(found, run)))):
         print(line)
 
 
@@ -246,6 +249,7 @@ def filter_(
     out: Annotated[str, typer.Option(help="File of lessons to write, or - for standard output.")] = "-",
     rejected: Annotated[Optional[Path], typer.Option(help="File of rejects with their reasons.")] = None,  # noqa: UP045
     preferences: Annotated[Optional[Path], typer.Option(help="File of pairs, right and wrong.")] = None,  # noqa: UP045
+    review: Annotated[Optional[Path], typer.Option(help="File of lessons whose facts are in doubt.")] = None,  # noqa: UP045
     card: Annotated[Optional[Path], typer.Option(help="Dataset card to write.")] = None,  # noqa: UP045
     reasoning: Annotated[bool, typer.Option(help="Keep the reasoning in the lessons.")] = True,
 ) -> None:
@@ -258,7 +262,13 @@ def filter_(
 
     recipe = settings_recipe(sets or (), source)
     summary = filter_file(
-        source, out, recipe, rejected=rejected, preferences=preferences, reasoning=reasoning
+        source,
+        out,
+        recipe,
+        rejected=rejected,
+        preferences=preferences,
+        review=review,
+        reasoning=reasoning,
     )
     if card is not None:
         from stillroom.contracts.files import write_atomically

@@ -18,6 +18,7 @@ from stillroom.models.references import resolve_model
 from stillroom.pipeline import run_pipeline
 from stillroom.signals import Book
 
+pytestmark = pytest.mark.timeout(1500)  # a whole recipe, on a machine that may be busy
 TEACHER = resolve_model("embedded:tickets-teacher", Path("."))
 KEY = "sk-planted-secret-0123456789"
 
@@ -27,8 +28,8 @@ def served(tmp_path_factory):
     """A job folder and its teacher's server: the embedded teacher, as a GGUF file."""
     folder = tmp_path_factory.mktemp("served")
     export(TEACHER, folder / "teacher.gguf", "F16")
-    write_jsonl(folder / "questions.jsonl", [{"prompt": ticket.message} for ticket in tickets(24, 5)])
-    items = [{"prompt": ticket.message, "reference": ticket.reference} for ticket in tickets(4, 6)]
+    write_jsonl(folder / "questions.jsonl", [{"prompt": ticket.message} for ticket in tickets(12, 5)])
+    items = [{"prompt": ticket.message, "reference": ticket.reference} for ticket in tickets(2, 6)]
     write_jsonl(folder / "items.jsonl", items)
     with LlamaServer(folder / "teacher.gguf", n_ctx=256, parallel=2, threads=1, alias="tiny") as server:
         yield folder, server.url
@@ -47,7 +48,7 @@ def test_the_recipe_learns_from_what_the_endpoint_says_and_how_sure_it_was(serve
             "splits": {"tune": 0.1},
             "teach": {"max_new_tokens": 96, "concurrency": 2, "signal": {"kind": "top-k"}},
             "filter": {"verify": "json"},
-            "distil": {"steps": 4, "batch_size": 8},
+            "distil": {"steps": 2, "batch_size": 4},
             "evaluate": {"max_new_tokens": 96, "tasks": [{"file": "items.jsonl", "score": "json"}]},
         }
     )
@@ -56,12 +57,12 @@ def test_the_recipe_learns_from_what_the_endpoint_says_and_how_sure_it_was(serve
     run_pipeline(run, Progress())
 
     answers = [json.loads(line) for line in (run.path / "teach/answers.jsonl").read_text().splitlines()]
-    assert len(answers) == 24
+    assert len(answers) == 12
     assert all(answer["finish"] in ("stop", "length") for answer in answers)
     assert all(len(options) == 20 for answer in answers for options in answer["alternatives"])
     book = Book.open(run.path / "teach/signals")
     assert book.header.kind == "top-k"
-    assert len(book) >= 20  # an answer whose tokens are not the tokenizer's own choice does not line up
+    assert len(book) >= 9  # an answer whose tokens are not the tokenizer's own choice does not line up
     rows = json.loads((run.path / "evaluate/results.json").read_text())
     assert {"teacher", "student", "student-Q4_K_M"} <= {row["model"] for row in rows}
     secrets = [path for path in run.path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
@@ -82,7 +83,7 @@ def test_signals_from_an_endpoint_are_the_teachers_own_probabilities(served):
     _, url = served
     renderer = Renderer.load(TEACHER)
     teacher = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32)
-    asked = [[{"role": "user", "content": ticket.message}] for ticket in tickets(8, 7)]
+    asked = [[{"role": "user", "content": ticket.message}] for ticket in tickets(4, 7)]
     requests = [Request(f"{n:032x}", message) for n, message in enumerate(asked)]
     model = ApiModel(f"{url}/v1", "tiny", concurrency=2)
     sampling = Sampling(temperature=1.0, max_new_tokens=96, top_logprobs=20)

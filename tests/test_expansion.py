@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_llama import write_jsonl
 
-from stillroom.contracts.errors import DataError, StillroomError
+from stillroom.contracts.errors import DataError, StillroomError, TeacherError, UserError
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Expand
 from stillroom.contracts.runfolder import Run
+from stillroom.lessons.answered import AnswersFile
 from stillroom.lessons.expansion import Expansion
 from stillroom.lessons.inventing import Candidate, read_candidates, read_list
 from stillroom.lessons.questions import Question
@@ -198,7 +199,10 @@ class Endpoint(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.served: list[str] = []
+        self.bodies: list[dict] = []
         self.fails_after = 10**9
+        self.spoils: int | None = None
+        """The number of the request that is turned down."""
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -215,17 +219,19 @@ class Handler(BaseHTTPRequestHandler):
         text = body["messages"][-1]["content"]
         with self.server.lock:
             fails = len(self.server.served) >= self.server.fails_after
+            spoiled = len(self.server.served) == self.server.spoils
+            self.server.bodies.append(body)
             if not fails:
                 self.server.served.append(text)
         message = {"role": "assistant", "content": invented(text)}
-        told = {"error": {"message": "no such luck"}} if fails else None
+        told = {"error": {"message": "no such luck"}} if fails or spoiled else None
         told = told or {
             "model": "big",
             "choices": [{"message": message, "finish_reason": "stop"}],
             "usage": {},
         }
         data = json.dumps(told).encode()
-        self.send_response(401 if fails else 200)
+        self.send_response(401 if fails else 400 if spoiled else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -364,3 +370,67 @@ def test_a_bad_file_comes_to_light_before_the_teacher_is_paid(tmp_path, endpoint
     with pytest.raises(DataError, match="no question"):
         run_pipeline(run, Progress(), until="prompts")
     assert endpoint.served == []
+
+
+def test_a_failed_request_stays_one_so_that_what_was_planned_without_it_is_not_paid_for_again(
+    tmp_path, endpoint
+):
+    run = job(tmp_path, endpoint, [EXPANDED])
+    endpoint.spoils = 3  # turned down, while the requests around it are answered
+    run_pipeline(run, Progress(), until="prompts")
+    lines, asked = prompts_of(run), len(endpoint.served)
+    assert run.manifest("prompts").counts["expansions"]["few.jsonl, expanded"]["failed"] == 1
+    run_pipeline(run, Progress(), until="prompts", again="prompts")
+    assert (prompts_of(run), len(endpoint.served)) == (lines, asked)
+
+
+def test_inventions_count_towards_the_limit_of_costs_and_the_answers_after_them(tmp_path, endpoint):
+    prices = "prices:\n- {models: [big], input: 1000, output: 1000}\n"
+    (tmp_path / "prices.yaml").write_text(prices)
+    teacher = {"api": endpoint.url, "model": "big", "prices": "prices.yaml"}
+    settings = {"signal": {"kind": "none"}, "max_new_tokens": 64, "concurrency": 4}
+    expand = {**EXPANDED, "expand": {**EXPANDED["expand"], "max_new_tokens": 512}}
+    limited = job(tmp_path, endpoint, [expand], teacher=teacher, teach={**settings, "max_cost": 3.0})
+    with pytest.raises(UserError, match="limit of costs"):
+        run_pipeline(limited, Progress(), until="prompts")
+    with AnswersFile(limited.folder("prompts") / "expansion.jsonl") as file:
+        spent = file.totals.cost
+    assert 0 < spent <= 3.0
+    raised = job(tmp_path, endpoint, [expand], teacher=teacher, teach={**settings, "max_cost": 1000.0})
+    run_pipeline(raised, Progress(), until="prompts")
+    with AnswersFile(limited.folder("prompts") / "expansion.jsonl") as file:
+        paid = file.totals.cost
+    told = raised.manifest("prompts").counts["expansions"]["few.jsonl, expanded"]
+    assert told["dollars"] == pytest.approx(paid - spent)
+    # The answers may cost what the inventions left.
+    nothing_left = {**settings, "max_cost": paid + 0.01}
+    spent_up = job(tmp_path, endpoint, [expand], teacher=teacher, teach=nothing_left)
+    before = len(endpoint.served)
+    with pytest.raises(UserError, match="limit of costs"):
+        run_pipeline(spent_up, Progress(), until="teach")
+    assert len(endpoint.served) == before
+
+
+def test_a_teacher_whose_terms_forbid_training_invents_nothing(tmp_path, endpoint):
+    forbidding = "terms:\n- {models: [big], licence: Ours, training: forbidden, says: No.}\n"
+    (tmp_path / "terms.yaml").write_text(forbidding)
+    teacher = {"api": endpoint.url, "model": "big", "prices": "terms.yaml"}
+    with pytest.raises(TeacherError, match="do not allow"):
+        run_pipeline(job(tmp_path, endpoint, [EXPANDED], teacher=teacher), Progress(), until="prompts")
+    assert endpoint.served == []
+    accepted = {**teacher, "accept_terms": True}
+    run_pipeline(job(tmp_path, endpoint, [EXPANDED], teacher=accepted), Progress(), until="prompts")
+    assert endpoint.served
+
+
+def test_inventions_are_asked_with_the_recipes_parameters_but_not_in_the_form_of_its_answers(
+    tmp_path, endpoint
+):
+    form = {"type": "json_schema", "json_schema": {"name": "t", "schema": {"type": "object"}}}
+    settings = {
+        "signal": {"kind": "none"},
+        "parameters": {"temperature": None, "reasoning_effort": "low", "response_format": form},
+    }
+    run_pipeline(job(tmp_path, endpoint, [EXPANDED], teach=settings), Progress(), until="prompts")
+    assert all(body["reasoning_effort"] == "low" for body in endpoint.bodies)
+    assert not any({"temperature", "response_format"} & set(body) for body in endpoint.bodies)

@@ -19,12 +19,15 @@ import yaml
 from stillroom.contracts.errors import RecipeError, UserError
 from stillroom.contracts.recipe import Filter
 from stillroom.contracts.records import Answer, Prompt
-from stillroom.lessons.contamination import HeldOut
+from stillroom.lessons.contamination import SHORTEST, HeldOut, Leak
+from stillroom.lessons.contamination import words as words_of
 from stillroom.lessons.filter_file import read_row, settings_recipe
-from stillroom.lessons.filtering import Filtering, Group, Sifted
+from stillroom.lessons.filtering import Filtering
+from stillroom.lessons.groups import Group, Sifted
 from stillroom.lessons.language import language_of
 from stillroom.lessons.quality import objection, repeats
 from stillroom.lessons.refusals import refusal
+from stillroom.lessons.tickets import tickets
 from stillroom.report.cards import dataset_card
 
 
@@ -293,11 +296,48 @@ def test_a_short_question_is_found_inside_longer_texts_and_boilerplate_is_not_a_
     def asked(text: str) -> Any:
         return held_out.leak([{"role": "user", "content": text}])
 
-    assert asked("Tell me, which river runs through the OLD town of Bern, and why?")[0] == "short"
-    assert asked("who?")[0] == "short"
+    assert asked("Tell me, which river runs through the OLD town of Bern, and why?").file == "short"
+    assert asked("who?").file == "short"
     assert asked("who is there?") is None
     assert asked(f"{head} something else entirely") is None
-    assert asked(f"{head} number 7 is 49")[0] == "boiler"
+    assert asked(f"{head} number 7 is 49").file == "boiler"
+
+
+def test_what_chance_explains_is_told_from_what_leaked() -> None:
+    """Messages of one grammar share runs of words; a copied message is whole, and more than chance would give."""
+    messages = [ticket.message for ticket in tickets(3000, seed=5)]
+    held_out = HeldOut()
+    held_out.add_questions(([text] for text in messages[:1500]), "eval")
+
+    def asked(text: str) -> Leak | None:
+        return held_out.leak([{"role": "user", "content": text}])
+
+    for text in messages[1500:]:
+        asked(text)
+    found = held_out.summary()["eval"]
+    assert not any("look where" in warning for warning in held_out.warnings())
+    part = found["leaks"] - found["whole"]
+    assert 0 < part < 0.08 * 1500
+    assert found["by chance"] / 3 < found["leaks"] < 3 * found["by chance"]
+    for text in messages[:1500]:
+        assert asked(f"Please help. {text}") or len(words_of(text)) < SHORTEST, text
+    assert held_out.summary()["eval"]["whole"] > 1300
+    (warning,) = held_out.warnings()
+    assert "whole or nearly so" in warning
+    assert "look where these prompts come from" in warning
+
+
+def test_a_leak_says_how_much_of_the_question_it_is() -> None:
+    held_out = HeldOut()
+    question = "A baker sells 14 loaves at 3.50 each in the morning and 9 more in the afternoon. How much does she earn?"
+    held_out.add_questions([[question], [question.upper()]], "bakery")
+    half = " ".join(question.split()[:14])
+    leak = held_out.leak([{"role": "user", "content": "Write on."}, {"role": "assistant", "content": half}])
+    assert leak is not None
+    assert leak.share == pytest.approx(15 / 23)
+    assert str(leak) == f"bakery, 65% of a question: {' '.join(words_of(half))}"
+    assert held_out.files[0].alike == 0  # the same question again is no other question
+    assert held_out.summary()["bakery"]["questions"] == 2
 
 
 def test_a_million_answers_go_through_in_flat_memory() -> None:
@@ -495,7 +535,7 @@ def test_the_command_works_on_a_file_and_in_a_pipe_alike(tmp_path: Path) -> None
     assert "30 answers: 20 lessons, 10 rejected" in done.stderr
     front = yaml.safe_load((tmp_path / "card.md").read_text().split("---")[1])
     assert front["size_categories"] == ["n<1K"]
-    assert "| eval.jsonl | 1 | 0 |" in (tmp_path / "card.md").read_text()
+    assert "| eval.jsonl | 1 | 0 | 0 | 0 |" in (tmp_path / "card.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -521,7 +561,7 @@ def test_the_card_counts_every_step_and_names_contamination() -> None:
         filtering.summary(), settings_recipe(["verify=number"], "mine.jsonl"), source="mine.jsonl"
     )
     for words in (
-        "| answers | 3 |", "| not found wrong | 2 |", "| not in an evaluation file | 1 |", "| eval.jsonl | 1 | 1 |",
+        "| answers | 3 |", "| not found wrong | 2 |", "| not in an evaluation file | 1 |", "| eval.jsonl | 1 | 1 | 1 | 0 |",
         "| stands in an evaluation file | 1 |", "only 1 lessons", "100% of the lessons were checked",
     ):  # fmt: skip
         assert words in card, card

@@ -7,15 +7,15 @@ what the pair left behind with a single process that computes the dense losses a
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -29,21 +29,41 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stillroom.losses import (
+    Aligned,
+    Projections,
+    ScoredTokens,
     SparseTargets,
     TeacherHead,
+    alpha_beta,
+    attention_loss,
+    attention_maps,
+    capture_attention,
     forward_kl,
     fused_linear_divergence,
+    hidden_state_loss,
+    jensen_shannon,
+    reduce,
+    relation_loss,
+    renormalised_kl,
+    reverse_kl,
+    scored_reverse_kl,
+    scored_skew_reverse_kl,
+    skew_kl,
+    skew_reverse_kl,
+    span_aligned_loss,
     sparse_forward_kl,
+    taid,
     token_weights,
+    total_variation,
+    uld_loss,
 )
 
 RANKS, MICRO_BATCHES = 2, 2
 VOCAB, WIDTH, TEACHER_WIDTH = 39, 8, 6  # 39 and the adapter's rank of 3 do not divide by 2: uneven shards
 HARD, SOFT, TEMPERATURE = 0.3, 0.8, 2.0
-SECONDS = 100
+SECONDS = 250  # a busy machine takes many times as long as a free one
 
 STUDENTS = ("plain", "tied", "frozen", "lora", "llama", "llama-tied")
-TEACHERS = ("head", "sparse")
 # Positions and how many of them are selected, by rank and micro-batch.
 LAYOUTS = {
     "unequal": (((9, 9), (6, 3)), ((5, 2), (7, 0))),
@@ -73,6 +93,40 @@ PAIRS = [(student, wrapper) for student in STUDENTS for wrapper in WRAPPERS if p
 Case = tuple[str, str, str, str]  # student, wrapper, teacher, layout
 
 
+class Kind(NamedTuple):
+    """A kind of teacher with a divergence, and the same by the plain functions."""
+
+    divergence: Any
+    plain: Callable[..., Tensor]
+    field: str = ""
+    """What of a batch is handed over; nothing for the teacher's head."""
+
+
+# With every student and wrapper.
+TEACHERS = {
+    "head": Kind("forward_kl", forward_kl),
+    "sparse": Kind("forward_kl", sparse_forward_kl, "bucket"),
+}
+# With one student: what differs is taken from the logits, and no parameter knows of it.
+OTHERS = {
+    "reverse": Kind("reverse_kl", reverse_kl),
+    "jensen-shannon": Kind(jensen_shannon, jensen_shannon),
+    "skew": Kind("skew_kl", skew_kl),
+    "skew reverse": Kind("skew_reverse_kl", skew_reverse_kl),
+    "total variation": Kind("total_variation", total_variation),
+    "alpha-beta": Kind(*[partial(alpha_beta, alpha=0.4, beta=0.8)] * 2),
+    "taid": Kind(*[partial(taid, t=0.5)] * 2),
+    "draws": Kind("forward_kl", sparse_forward_kl, "draws"),
+    "renormalised": Kind("renormalised_kl", renormalised_kl, "renormalised"),
+    "scored": Kind("reverse_kl", scored_reverse_kl, "scored"),
+    "scored skew": Kind("skew_reverse_kl", scored_skew_reverse_kl, "scored"),
+    "sampled": Kind("reverse_kl", scored_reverse_kl, "sampled"),
+}
+KINDS = TEACHERS | OTHERS
+OTHER_PAIRS = [("plain", wrapper) for wrapper in ("ddp", "head apart")]
+MATCHED = ("ddp", "sharded")
+
+
 # What both sides build: the same student, teacher and batches from the same seeds.
 
 
@@ -85,7 +139,11 @@ class Batch:
     mask: Tensor
     labels: Tensor
     teacher_hidden: Tensor
-    targets: SparseTargets
+    bucket: SparseTargets
+    draws: SparseTargets
+    renormalised: SparseTargets
+    scored: ScoredTokens
+    sampled: ScoredTokens
 
 
 class Student(nn.Module):
@@ -121,15 +179,15 @@ class Student(nn.Module):
         if kind in ("frozen", "lora"):
             self.head.requires_grad_(False)
 
-    def forward(self, batch: Batch, weights: Tensor, teacher: Any) -> Tensor:
+    def forward(self, batch: Batch, weights: Tensor, teacher: Any, divergence: Any) -> Tensor:
         """The micro-batch's loss."""
-        return self.loss(self.hidden(batch), batch, weights, teacher)
+        return self.loss(self.hidden(batch), batch, weights, teacher, divergence)
 
     def hidden(self, batch: Batch) -> Tensor:
         out = self.body(batch.ids[None])
         return getattr(out, "last_hidden_state", out)[0].index_select(0, batch.positions)
 
-    def loss(self, hidden: Tensor, batch: Batch, weights: Tensor, teacher: Any) -> Tensor:
+    def loss(self, hidden: Tensor, batch: Batch, weights: Tensor, teacher: Any, divergence: Any) -> Tensor:
         self.met_sharded = isinstance(self.head.weight, DTensor)
         return fused_linear_divergence(
             hidden,
@@ -139,6 +197,7 @@ class Student(nn.Module):
             labels=batch.labels,
             hard=HARD,
             soft=SOFT,
+            divergence=divergence,
             temperature=TEMPERATURE,
             student_bias=self.head.bias,
             student_lora=(*self.adapter, 0.5) if hasattr(self, "adapter") else None,
@@ -162,9 +221,9 @@ class Teacher(nn.Module):
         self.head = nn.Linear(TEACHER_WIDTH, VOCAB)
         nn.init.normal_(self.head.weight)
 
-    def over(self, batch: Batch, kind: str) -> TeacherHead | SparseTargets:
-        if kind == "sparse":
-            return batch.targets
+    def over(self, batch: Batch, kind: str) -> TeacherHead | SparseTargets | ScoredTokens:
+        if KINDS[kind].field:
+            return getattr(batch, KINDS[kind].field)
         return TeacherHead(batch.teacher_hidden, self.head.weight, self.head.bias)
 
 
@@ -178,7 +237,10 @@ def batches(layout: str, rank: int) -> list[Batch]:
         tail = 1 - p.sum(-1)
         entropy = torch.special.entr(p).sum(-1) + torch.special.entr(tail)
         offsets = torch.arange(tokens + 1) * 5
-        targets = SparseTargets(ids.flatten(), p.flatten(), offsets, tail, entropy, True, TEMPERATURE)
+        whole = (p / p.sum(-1, keepdim=True)).flatten()
+        some = partial(
+            SparseTargets, ids.flatten(), offsets=offsets, entropy=entropy, temperature=TEMPERATURE
+        )
         out.append(
             Batch(
                 torch.randint(VOCAB, (tokens + 2,)),
@@ -186,7 +248,11 @@ def batches(layout: str, rank: int) -> list[Batch]:
                 mask,
                 torch.randint(VOCAB, (tokens,)),
                 torch.randn(tokens, TEACHER_WIDTH),
-                targets,
+                some(weights=p.flatten(), tail_mass=tail, bucket=True),
+                some(weights=whole, tail_mass=torch.zeros(tokens)),
+                SparseTargets.renormalised_top_k(ids, p.log() * TEMPERATURE, TEMPERATURE),
+                ScoredTokens(ids, p.log(), temperature=TEMPERATURE),
+                ScoredTokens(ids[:, :1], p.log()[:, :1], sampled=True, temperature=TEMPERATURE),
             )
         )
     return out
@@ -207,10 +273,9 @@ def single(kind: str, teacher_kind: str, layout: str) -> dict[str, Tensor]:
         if kind == "lora":
             a, b = student.adapter
             logits = logits + 0.5 * student.hidden(batch) @ a.T @ b.T
-        if teacher_kind == "sparse":
-            soft = sparse_forward_kl(logits, batch.targets, TEMPERATURE)
-        else:
-            soft = forward_kl(logits, teacher.head(batch.teacher_hidden).detach(), TEMPERATURE)
+        known = KINDS[teacher_kind]
+        target = getattr(batch, known.field) if known.field else teacher.head(batch.teacher_hidden).detach()
+        soft = known.plain(logits, target, TEMPERATURE)
         hard = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
         total = total + (SOFT * soft + HARD * hard)[batch.mask].sum()
     loss = total / selected_tokens(layout)
@@ -251,28 +316,124 @@ def synchronised(model: nn.Module, last: bool) -> Iterator[None]:
     yield
 
 
-def steps(kind: str, wrapper: str, rank: int) -> dict[Case, dict[str, Any]]:
-    """Loss and gradients, whole, of one optimiser step for each teacher and layout."""
+def steps(kind: str, wrapper: str, cases: list[tuple[str, str]], rank: int) -> dict[Case, dict[str, Any]]:
+    """Loss and gradients, whole, of one optimiser step for each teacher and layout of the cases."""
     inside = WRAPPERS[wrapper]
     student, teacher = (Student if inside else OutsideStudent)(kind), Teacher()
     model = wrap(student, teacher, wrapper)
     out = {}
-    for teacher_kind, layout in itertools.product(TEACHERS, LAYOUTS):
+    for teacher_kind, layout in cases:
         model.zero_grad(set_to_none=True)
         total = torch.zeros(())
         for i, batch in enumerate(batches(layout, rank)):
             # Times the ranks, since the wrappers average over them.
             weights = token_weights(batch.mask, selected_tokens(layout)) * RANKS
-            target = teacher.over(batch, teacher_kind)
+            target, divergence = teacher.over(batch, teacher_kind), KINDS[teacher_kind].divergence
             with synchronised(model, i == MICRO_BATCHES - 1):
-                answer = model(batch, weights, target)
-                loss = answer if inside else student.loss(answer, batch, weights, target)
+                answer = model(batch, weights, target, divergence)
+                loss = answer if inside else student.loss(answer, batch, weights, target, divergence)
                 loss.backward()
             total += loss.detach()
         dist.all_reduce(total)
         grads = {n: gathered(p.grad) for n, p in student.named_parameters() if p.grad is not None}
         met = {"met sharded": student.met_sharded}
         out[kind, wrapper, teacher_kind, layout] = {"loss": total / RANKS, **grads, **met}
+    return out
+
+
+# Losses that match features, or distributions over another vocabulary: all at once, each with a weight of its own.
+
+
+class Matcher(nn.Module):
+    """A student with its projection; a live teacher of other depth and width answers beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = Student("llama")
+        self.projections = Projections({1: 1, 2: 3}, WIDTH, 2 * TEACHER_WIDTH)
+        self.shared = torch.full((VOCAB,), -1)
+        self.shared[torch.randperm(VOCAB)[: VOCAB // 2]] = torch.arange(VOCAB // 2)
+
+    def forward(self, batch: Batch, teacher: LlamaForCausalLM, scale: float) -> Tensor:
+        """The micro-batch's loss, times the scale."""
+        ours, mine, logits = self.seen(self.student.body, batch.ids)
+        with torch.no_grad():
+            theirs, yours, their_hidden = self.seen(teacher.model, batch.ids)
+        maps = [attention_maps(c.query, c.key, scale=c.scale) for c in (mine, yours)]
+        # The other tokenizer has one token for every two.
+        runs = [Aligned((2 * i, 2 * i + 1), (i,)) for i in range(len(batch.ids) // 2)]
+        student, other = self.student.head(logits[0]), teacher.lm_head(their_hidden[0])[::2]
+        values = [
+            hidden_state_loss(self.projections(1, ours[1]), theirs[1]),
+            hidden_state_loss(self.projections(2, ours[2]), theirs[3], kind="cosine"),
+            attention_loss(*maps),
+            attention_loss(*maps, kind="mse"),
+            relation_loss(mine.value, yours.value, 4, causal=True),
+            span_aligned_loss(
+                student, other, batch.ids, batch.ids[::2] % other.shape[1], runs, self.shared, temperature=2.0
+            ),
+            uld_loss(student, other.repeat_interleave(2, 0)[: len(student)]),
+        ]
+        mask = nn.functional.pad(batch.mask, (0, len(batch.ids) - len(batch.mask)))
+        return sum((i + 1) * scale * reduce(v.reshape(-1), mask, self.tokens) for i, v in enumerate(values))  # type: ignore[return-value]
+
+    tokens = 1
+
+    @staticmethod
+    def seen(model: Any, ids: Tensor) -> tuple[tuple[Tensor, ...], Any, Tensor]:
+        """All hidden states, what the last attention computed, and the last state."""
+        with capture_attention({0: model.layers[-1].self_attn}) as caught:
+            out = model(input_ids=ids[None], output_hidden_states=True, use_cache=False)
+        return out.hidden_states, caught[0], out.last_hidden_state
+
+
+def matching() -> tuple[Matcher, LlamaForCausalLM]:
+    """The same on every rank and in one process."""
+    torch.manual_seed(11)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=2 * TEACHER_WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
+    return Matcher(), LlamaForCausalLM(config).requires_grad_(False)
+
+
+def matched_single(layout: str) -> dict[str, Tensor]:
+    matcher, teacher = matching()
+    matcher.tokens, total = selected_tokens(layout), torch.zeros(())
+    for batch in (b for rank in range(RANKS) for b in batches(layout, rank)):
+        total = total + matcher(batch, teacher, 1.0)
+    total.backward()
+    return {
+        "loss": total.detach(),
+        **{n: p.grad for n, p in matcher.named_parameters() if p.grad is not None},
+    }
+
+
+def matched_steps(wrapper: str, rank: int) -> dict[tuple[str, str, str], dict[str, Tensor]]:
+    matcher, teacher = matching()
+    model: nn.Module = matcher
+    if wrapper == "ddp":
+        model = nn.parallel.DistributedDataParallel(matcher)
+    else:
+        for block in (*matcher.student.blocks, matcher.student.head, matcher):
+            fully_shard(block)
+    out = {}
+    for layout in LAYOUTS:
+        model.zero_grad(set_to_none=True)
+        matcher.tokens, total = selected_tokens(layout), torch.zeros(())
+        for i, batch in enumerate(batches(layout, rank)):
+            with synchronised(model, i == MICRO_BATCHES - 1):
+                loss = model(batch, teacher, float(RANKS))
+                loss.backward()
+            total += loss.detach()
+        dist.all_reduce(total)
+        grads = {n: gathered(p.grad) for n, p in matcher.named_parameters() if p.grad is not None}
+        out["matched", wrapper, layout] = {"loss": total / RANKS, **grads}
     return out
 
 
@@ -333,11 +494,15 @@ def worker(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
     store = dist.FileStore(str(folder / "store"), RANKS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=30))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=120))
     try:
         results: dict[Any, Any] = {}
         for kind, wrapper in PAIRS:
-            results |= steps(kind, wrapper, rank)
+            results |= steps(kind, wrapper, [(t, layout) for t in TEACHERS for layout in LAYOUTS], rank)
+        for kind, wrapper in OTHER_PAIRS:
+            results |= steps(kind, wrapper, [(t, "unequal") for t in OTHERS], rank)
+        for wrapper in MATCHED:
+            results |= matched_steps(wrapper, rank)
         for trained in (True, False):
             results["traffic", trained] = traffic(trained)
         results["half"] = traffic(True, torch.bfloat16)
@@ -365,6 +530,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     return torch.load(folder / "results.pt", weights_only=False)
 
 
+def agree(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        torch.testing.assert_close(
+            got[name], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()), msg=name
+        )
+
+
 @pytest.mark.parametrize(("student", "wrapper"), PAIRS)
 @pytest.mark.parametrize("teacher", TEACHERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -374,11 +547,25 @@ def test_two_ranks_give_the_loss_and_gradients_of_one_process(
     want = single(student, teacher, layout)
     got = dict(results[student, wrapper, teacher, layout])
     assert got.pop("met sharded") == (wrapper in MEETS_SHARDS)
-    assert got.keys() == want.keys()
-    for name, value in want.items():
-        torch.testing.assert_close(
-            got[name], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()), msg=name
-        )
+    agree(got, want)
+
+
+@pytest.mark.parametrize(("student", "wrapper"), OTHER_PAIRS)
+@pytest.mark.parametrize("teacher", OTHERS)
+def test_every_divergence_and_kind_of_targets_is_the_same_on_two_ranks(
+    results: dict[Case, Any], student: str, wrapper: str, teacher: str
+) -> None:
+    got = dict(results[student, wrapper, teacher, "unequal"])
+    assert got.pop("met sharded") == (wrapper in MEETS_SHARDS)
+    agree(got, single(student, teacher, "unequal"))
+
+
+@pytest.mark.parametrize("wrapper", MATCHED)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_features_and_other_vocabularies_are_matched_the_same_on_two_ranks(
+    results: dict[Any, Any], wrapper: str, layout: str
+) -> None:
+    agree(results["matched", wrapper, layout], matched_single(layout))
 
 
 def test_a_sharded_head_is_gathered_once_and_its_gradient_scattered_once(results: dict[Any, Any]) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from stillroom.checks import CodeTests, Limits, failure, load_checker, run_python
 from stillroom.checks.sandbox import seccomp
+from stillroom.checks.sandbox.namespaces import counts_its_own_processes
 from stillroom.contracts.errors import DataError, Fault
 
 pytestmark = pytest.mark.skipif(not seccomp.available(), reason="no seccomp on this machine")
@@ -98,6 +99,14 @@ HOSTILE = {
         "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0",
         {"failed"},
     ),
+    "queues a signal for its parent": (
+        "import ctypes, os\nassert ctypes.CDLL(None).sigqueue(os.getppid() or 1, 9, None) == 0",
+        {"failed"},
+    ),
+    "has the kernel signal its parent": (
+        "import fcntl, os\nfcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid() or 1)",
+        {"failed"},
+    ),
     "raises its limits": (
         "import resource\nresource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))",
         {"failed"},
@@ -146,6 +155,15 @@ def test_the_environment_with_its_keys_stays_outside(monkeypatch: pytest.MonkeyP
     outcome = run_python("import os\nresult = dict(os.environ)", QUICK, result=True)
     assert outcome.status == "passed"
     assert "s3cret" not in json.dumps(outcome.result)
+
+
+def test_threads_are_counted_where_the_kernel_counts_them_apart() -> None:
+    outcome = run_python(
+        "import resource\nresult = resource.getrlimit(resource.RLIMIT_NPROC)", QUICK, result=True
+    )
+    assert outcome.status == "passed"
+    if outcome.confinement == "full" and counts_its_own_processes():
+        assert outcome.result == [256, 256]
 
 
 def test_a_sleeper_is_over_its_time_and_threads_do_not_hold_the_end() -> None:
@@ -199,6 +217,19 @@ def alive(pid: int) -> bool:
         return False
 
 
+# A limit at an address whose low word is nought, which is all of it that a filter compares with a null pointer.
+LIMITS_PARENT = """
+import ctypes, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+place = libc.mmap(1 << 32, 4096, 3, 0x32, -1, 0)
+assert place == 1 << 32
+ctypes.memmove(place, struct.pack("QQ", 0, 0), 16)
+assert libc.prlimit(os.getppid(), 0, ctypes.c_void_p(place), None) == 0
+"""
+
+
 def test_where_namespaces_are_forbidden_programs_still_run_and_can_write_no_file() -> None:
     """As in many containers: here in a user namespace whose own limit of further ones is nought."""
     if subprocess.run(["unshare", "-Ur", "true"], capture_output=True, check=False).returncode:
@@ -206,7 +237,10 @@ def test_where_namespaces_are_forbidden_programs_still_run_and_can_write_no_file
     code = (
         "from stillroom.checks import Limits, run_python\n"
         "actions = ['pass', \"open('/tmp/x', 'w')\", \"import os; os.remove('/etc/hostname')\", 'import os; os.fork()',\n"
-        "           'import os; os.kill(os.getppid(), 9)', 'import socket; socket.socket()']\n"
+        "           'import os; os.kill(os.getppid(), 9)', 'import socket; socket.socket()',\n"
+        "           'import ctypes, os; assert not ctypes.CDLL(None).sigqueue(os.getppid(), 9, None)',\n"
+        "           'import fcntl, os; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid())',\n"
+        f"           {LIMITS_PARENT!r}]\n"
         "for action in actions:\n"
         "    outcome = run_python(action, Limits(seconds=60))\n"
         "    print(outcome.confinement.replace(' ', '-'), outcome.status)"
@@ -214,7 +248,7 @@ def test_where_namespaces_are_forbidden_programs_still_run_and_can_write_no_file
     forbidden = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$0" -c "$1"'
     command = ["unshare", "-Ur", "bash", "-c", forbidden, sys.executable, code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["no-files", "passed", *["no-files", "failed"] * 5], done.stderr
+    assert done.stdout.split() == ["no-files", "passed", *["no-files", "failed"] * 8], done.stderr
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86-64")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stillroom.contracts.errors import DataError, RecipeError
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.recipe import PromptSource
-from stillroom.lessons.documents import draw_passages, passages, read_passages
+from stillroom.lessons.documents import DrawnPassages, passages, read_passages
 from stillroom.lessons.logs import logged_reply
 from stillroom.lessons.questions import Question
 from stillroom.lessons.sources import question_key, read_questions
@@ -341,11 +341,13 @@ def test_real_documents_are_cut_without_losing_words(shared_data):
 
 def test_passages_are_drawn_evenly_and_the_same_for_a_seed():
     everything = [str(number) for number in range(1000)]
-    drawn = draw_passages(lambda: iter(everything), 100, seed=3)
+    lazy = DrawnPassages(lambda: iter(everything), 100, seed=3)
+    drawn = list(lazy)
     assert len(set(drawn)) == 100
-    assert drawn == sorted(drawn, key=int) == draw_passages(lambda: iter(everything), 100, seed=3)
+    assert drawn == sorted(drawn, key=int) == list(DrawnPassages(lambda: iter(everything), 100, seed=3))
+    assert [lazy[place] for place in (7, 7, 3, 99)] == [drawn[place] for place in (7, 7, 3, 99)]
     assert 400 < sum(map(int, drawn)) / 100 < 600
-    assert draw_passages(lambda: iter(everything), 5000, seed=3) == everything
+    assert list(DrawnPassages(lambda: iter(everything), 5000, seed=3)) == everything
 
 
 @pytest.mark.parametrize(

@@ -155,15 +155,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
+@pytest.mark.timeout(900)  # two processes, on a machine that may be busy
 def test_memory_hardly_grows_with_the_number_of_questions(tmp_path):
     peaks = []
-    for count in (1_000, 31_000):
+    for count in (1_000, 16_000):
         folder = tmp_path / str(count)
         folder.mkdir()
         command = [sys.executable, "-c", MEASURE, str(folder), str(Path(__file__).parent), str(count)]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    # A table of keys and four bytes a question; the questions themselves would be 15 MB of text, and several times that.
-    assert (peaks[1] - peaks[0]) / 30_000 < 200
+    # A table of keys and four bytes a question; the questions themselves would be 7 MB of text, and several times that.
+    assert (peaks[1] - peaks[0]) / 15_000 < 200
 
 
 def test_a_reservoir_is_a_fair_sample():

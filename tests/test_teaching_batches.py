@@ -32,6 +32,10 @@ class BatchServer:
         self.calls = 0
         self.answered: Counter[str] = Counter()
         self.expires = False
+        self.silent = 0
+        """So many times a batch is made and the call answered with an error."""
+        self.room = 1000
+        """Batches under way at a time; others fail."""
         self.loop = asyncio.new_event_loop()
         self.ready = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
@@ -69,11 +73,21 @@ class BatchServer:
     async def create(self, request: web.Request) -> web.Response:
         body = await request.json()
         batch = {"id": f"batch-{len(self.batches)}", "status": "validating", **body}
+        if sum(other["status"] == "validating" for other in self.batches.values()) >= self.room:
+            error = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}
+            batch |= {"status": "failed", "errors": {"data": [error]}}
         self.batches[batch["id"]] = batch
+        if self.silent:
+            self.silent -= 1
+            return web.Response(status=502, text="bad gateway")
         return web.json_response(batch)
 
     async def list(self, request: web.Request) -> web.Response:
-        return web.json_response({"data": list(self.batches.values())})
+        """Two batches a page, the latest first."""
+        latest = list(reversed(self.batches.values()))
+        names = [batch["id"] for batch in latest]
+        start = names.index(request.query["after"]) + 1 if "after" in request.query else 0
+        return web.json_response({"data": latest[start : start + 2], "has_more": start + 2 < len(latest)})
 
     async def look(self, request: web.Request) -> web.Response:
         batch = self.batches[request.match_info["id"]]
@@ -166,6 +180,68 @@ def test_batches_of_a_process_that_died_are_found_again(server: BatchServer, tmp
     assert len(server.batches) == 2
     assert max(server.answered.values()) == 1
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 20
+
+
+def test_a_batch_that_was_made_although_the_call_failed_is_not_made_again(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    server.silent = 2
+    assert len(ask(server, tmp_path, 45)) == 45
+    assert len(server.batches) == 5
+    assert max(server.answered.values()) == 1
+
+
+def test_a_batch_is_found_again_behind_many_later_ones(server: BatchServer, tmp_path: Path) -> None:
+    model = BatchModel(server.url, "large", tmp_path / "batches", poll=0.01, per_batch=10, first_wait=0.01)
+    next(model.answer_together(requests(10), SAMPLING))
+    model.close()
+    lines = (tmp_path / "batches/journal.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "batches/journal.jsonl").write_text(lines[0])
+    [first] = server.batches
+    server.batches |= {f"later-{number}": {"id": f"later-{number}"} for number in range(7)}
+    assert len(ask(server, tmp_path, 10)) == 10
+    assert [name for name in server.batches if name.startswith("batch")] == [first]
+
+
+def test_a_batch_that_was_not_handed_in_is_never_asked_with_other_settings(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    model = BatchModel(server.url, "large", tmp_path / "batches", poll=0.01, first_wait=0.01)
+    model._keep(requests(10))  # written down, and killed before it was handed in
+    model.close()
+    model = BatchModel(server.url, "large", tmp_path / "batches", poll=0.01, first_wait=0.01)
+    other = [Request(content_key("hot", n), request.messages) for n, request in enumerate(requests(4))]
+    answered = {request.key for request, _ in model.answer(other, Sampling(temperature=2.0))}
+    model.close()
+    assert answered == {request.key for request in other} == set(server.answered)
+    assert [path.name for path in (tmp_path / "batches").iterdir()] == ["journal.jsonl"]
+
+
+def test_a_batch_that_is_one_too_many_is_handed_in_again_when_another_is_over(
+    server: BatchServer, tmp_path: Path
+) -> None:
+    server.room = 2
+    answers = ask(server, tmp_path, 65)
+    assert answers == {f"p{n}": "HTTP 400: too long" if n == 3 else f"echo q{n}" for n in range(65)}
+    assert max(server.answered.values()) == 1
+    # One that is too large by itself is a failure with its reason.
+    server.room = 0
+    assert ask(server, tmp_path / "other", 3)["p1"] == "the batch failed: Enqueued token limit reached"
+
+
+def test_batches_of_another_endpoint_are_left_for_it(server: BatchServer, tmp_path: Path) -> None:
+    elsewhere = BatchServer()
+    model = BatchModel(elsewhere.url, "large", tmp_path / "batches", poll=0.01, first_wait=0.01)
+    next(model.answer_together(requests(3), SAMPLING))
+    model.close()
+    other = [Request(content_key("other", n), request.messages) for n, request in enumerate(requests(3))]
+    model = BatchModel(server.url, "large", tmp_path / "batches", poll=0.01, first_wait=0.01)
+    assert len(list(model.answer(other, SAMPLING))) == 3
+    model.close()
+    assert len(ask(elsewhere, tmp_path, 3)) == 3
+    assert len(elsewhere.batches) == 1
+    asyncio.run_coroutine_threadsafe(elsewhere.runner.cleanup(), elsewhere.loop).result(60)
+    elsewhere.loop.call_soon_threadsafe(elsewhere.loop.stop)
 
 
 def test_what_an_expired_batch_left_is_a_failure_and_is_handed_in_again(

@@ -5,7 +5,7 @@ from stillroom.checks.code import CodeTests, failure
 from stillroom.checks.exact import equal_text
 from stillroom.checks.expressions import same_mathematics
 from stillroom.checks.json_fields import JsonVerdict, compare, parse_object
-from stillroom.checks.numbers import final_number, same_number
+from stillroom.checks.numbers import final_number, number_spans, same_number
 from stillroom.checks.own import load_checker
 from stillroom.checks.quotes import missing_quotes, quotes
 from stillroom.checks.reasoning import strip_reasoning
@@ -28,6 +28,7 @@ __all__ = [
     "final_number",
     "load_checker",
     "missing_quotes",
+    "number_spans",
     "parse_object",
     "quotes",
     "run_python",

@@ -79,6 +79,12 @@ def numbers(text: str) -> list[Fraction]:
     return [value for value in found if value is not None]
 
 
+def number_spans(text: str) -> list[tuple[Fraction, int, int]]:
+    """Every number of a text with where it starts and ends, in order."""
+    found = ((_value(match), match) for match in _NUMBER.finditer(text))
+    return [(value, match.start(), match.end()) for value, match in found if value is not None]
+
+
 def same_number(answer_text: str, reference_text: str) -> bool:
     """Whether an answer's final number is the right one.
 

@@ -243,6 +243,12 @@ class Signal(Section):
         "likeliest and the mass of the rest in one bucket (all that APIs give). `none`: the text only.",
     )
     bytes_per_token: int = Field(36, ge=8, description="Disk budget a token, everything included.")
+    source: Literal["top_logprobs", "prompt_logprobs"] = Field(
+        "top_logprobs",
+        description="How an API tells. `top_logprobs`: beside its own answers, while it writes them. `prompt_logprobs`: it "
+        "reads every lesson, the sources' own answers and corpora too, as vLLM's server can; its tokenizer must be the "
+        "student's.",
+    )
 
 
 class Teach(Section):
@@ -276,6 +282,11 @@ class Teach(Section):
         {},
         description="More keys of an API's request body, such as response_format, tools or reasoning_effort; null takes "
         "a key of ours out, such as temperature.",
+    )
+    logged_answers: Literal["take", "ask"] = Field(
+        "take",
+        description="Answers that logs among the prompts hold already. `take`: each is the first answer to its question, and "
+        "is not asked for again. `ask`: the teacher answers all the same.",
     )
     signal: Signal = Field(default_factory=Signal, description="What is kept of how sure the teacher was.")
 
@@ -330,7 +341,9 @@ class Filter(Section):
         "system cannot confine it.",
     )
     keep: int | None = Field(
-        None, ge=1, description="At most this many distinct lessons a question, the first that pass."
+        None,
+        ge=1,
+        description="At most this many distinct lessons a question: the first that pass, or the best by judge or contrast.",
     )
     agreement: float = Field(
         0.0,
@@ -338,6 +351,32 @@ class Filter(Section):
         le=1,
         description="Share of a question's samples that must come to the same answer where nothing else checks them; "
         "those that say otherwise are rejected. 0: not asked.",
+    )
+    facts: Literal["none", "flag", "drop", "review"] = Field(
+        "none",
+        description="For factual domains: names, dates and numbers of an answer are compared with the question's document, "
+        "with its other samples, and with how sure the teacher was. Where they are in doubt, `flag` keeps the lesson and "
+        "writes it to review.jsonl as well, `drop` rejects it, `review` writes it to review.jsonl only.",
+    )
+    reviewed: str | None = Field(
+        None,
+        description="A copy of review.jsonl without the lines that are wrong: what is in it becomes lessons.",
+    )
+    judge: Teacher | None = Field(
+        None,
+        description="A model that compares a question's answers two by two, in both orders, where no right answer settles "
+        "it: the best come first, and pairs of a better and a worse one teach a preference.",
+    )
+    contrast: str | None = Field(
+        None,
+        description="Folder or hub id of a small model: of a question's answers those come first that the teacher finds "
+        "likelier than it by the most, which is what the teacher alone knows.",
+    )
+    student_sample: int = Field(
+        0,
+        ge=0,
+        description="Checked questions that the student is asked too, before its training, to say whether there is "
+        "anything to learn from this teacher. 0: none.",
     )
     near_duplicates: float | None = Field(
         None,
@@ -418,7 +457,10 @@ class Distil(Section):
     )
     checkpoint_every: int = Field(100, ge=1, description="Optimiser steps between checkpoints.")
     validate_every: int = Field(100, ge=1, description="Optimiser steps between validation losses.")
-    report_to: list[str] = Field([], description="Trackers that transformers knows: tensorboard, wandb, ...")
+    report_to: list[str] = Field(
+        [],
+        description="Trackers that transformers knows: tensorboard (files in distil/tensorboard), wandb, ...",
+    )
 
 
 class Task(Section):

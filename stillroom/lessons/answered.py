@@ -26,11 +26,13 @@ class PaidAnswer(Answer):
     """Of the prompt's tokens, those that the provider billed as cached."""
     cost: float | None = None
     """US dollars, by the prices of its day; None where they were not known."""
+    answered_by: str | None = None
+    """The model that gave it where it comes from a log; None: the teacher was asked."""
 
 
 @dataclass
 class Totals:
-    """Sums over the lines of a file, failures apart."""
+    """Sums over the lines of a file, failures and what logs held apart."""
 
     answers: int = 0
     prompt_tokens: int = 0
@@ -40,7 +42,7 @@ class Totals:
 
     def add(self, line: dict[str, Any]) -> None:
         """Count a line in."""
-        if line["finish"] != "failed":
+        if line["finish"] != "failed" and not line.get("answered_by"):
             self.answers += 1
             self.prompt_tokens += line.get("prompt_tokens") or 0
             self.completion_tokens += line.get("completion_tokens") or 0
@@ -152,8 +154,10 @@ class AnswersFile:
         self.close()
 
 
-def answer_of(request: Request, reply: Reply, cost: float | None = None) -> PaidAnswer:
-    """The line that a reply becomes, with what it cost."""
+def answer_of(
+    request: Request, reply: Reply, cost: float | None = None, answered_by: str | None = None
+) -> PaidAnswer:
+    """The line that a reply becomes, with what it cost, or the model that a log says gave it."""
     return PaidAnswer(
         key=request.key,
         prompt=request.prompt,
@@ -168,4 +172,13 @@ def answer_of(request: Request, reply: Reply, cost: float | None = None) -> Paid
         error=reply.error,
         cached_tokens=(reply.cached_tokens if isinstance(reply, ChatReply) else 0) or None,
         cost=cost,
+        answered_by=answered_by,
     )
+
+
+def spent_in(path: Path) -> float:
+    """US dollars that a file's answers cost; 0 where there is none."""
+    if not path.exists():
+        return 0.0
+    with AnswersFile(path) as file:
+        return file.totals.cost

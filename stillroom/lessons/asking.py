@@ -11,12 +11,18 @@ from typing import Any, TypeVar
 from stillroom.contracts.conversations import with_system
 from stillroom.contracts.files import read_lines
 from stillroom.contracts.recipe import Recipe
-from stillroom.contracts.records import Message, Prompt, Request, Sampling, content_key, from_line
+from stillroom.contracts.records import Message, Prompt, Reply, Request, Sampling, content_key, from_line
+from stillroom.lessons.answered import AnswersFile, answer_of
+from stillroom.lessons.logs import logged_reply
 from stillroom.models.chat_completions import ChatRequest
 from stillroom.models.endpoint import base_url
 
 API_TOP_LOGPROBS = 20
 """The most alternatives a token that OpenAI-compatible APIs give."""
+
+UNNAMED = "a model that the log does not name"
+_TOGETHER = 500
+"""Answers of logs that are synced together."""
 
 T = TypeVar("T")
 
@@ -57,6 +63,29 @@ class Asking:
                 else Request(key, messages, sample, prompt)
             )
 
+    def about(self, prompt: Prompt, *, api: bool, logged: bool) -> Iterator[Request]:
+        """The requests of a question: with its own tools where an API is asked; a log's answer is the first sample's.
+
+        Args:
+            prompt: the question.
+            api: whether parameters of its own can be passed on.
+            logged: whether a log's answer is taken.
+        """
+        own = prompt.own if api and isinstance(prompt, RunPrompt) else None
+        asked = self.requests(prompt.messages, prompt.id, own or None)
+        if logged and isinstance(prompt, RunPrompt) and (reply := logged_reply(vars(prompt))) is not None:
+            first = next(asked)
+            said = prompt.answer, prompt.answered_by, prompt.finish
+            yield LoggedRequest(
+                content_key("log", first.messages, prompt.own, *said),
+                first.messages,
+                first.sample,
+                first.prompt,
+                reply=reply,
+                answered_by=prompt.answered_by or UNNAMED,
+            )
+        yield from asked
+
 
 def sampling_of(recipe: Recipe) -> Sampling:
     """How the recipe's teacher is asked."""
@@ -71,25 +100,44 @@ def sampling_of(recipe: Recipe) -> Sampling:
 
 
 @dataclass(frozen=True)
-class ToolPrompt(Prompt):
-    """A question with the declarations of the tools that may be called, in OpenAI's form, if there are any."""
+class RunPrompt(Prompt):
+    """A line of prompts/prompts.jsonl with all that its requests depend on; the fields are those of a Question."""
 
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    answer: Message | None = None
+    answered_by: str | None = None
+    finish: str | None = None
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What goes into its own request to an API as it is."""
+        own = {name: getattr(self, name) for name in ("tools", "tool_choice", "response_format")}
+        return {name: value for name, value in own.items() if value}
 
 
-def read_run_prompts(folder: Path) -> Iterator[ToolPrompt]:
+@dataclass(frozen=True)
+class LoggedRequest(Request):
+    """A request that a log holds the answer of, so that it is never sent; its key does not depend on the teacher."""
+
+    reply: Reply = field(kw_only=True)
+    answered_by: str = field(kw_only=True)
+
+
+def read_run_prompts(folder: Path) -> Iterator[RunPrompt]:
     """The lines of prompts/prompts.jsonl."""
     for line in read_lines(folder / "prompts.jsonl"):
-        yield from_line(ToolPrompt, line)
+        yield from_line(RunPrompt, line)
 
 
 def requests_of(recipe: Recipe, teacher: str, prompts: Iterable[Prompt]) -> Iterator[Request]:
-    """Every request, in the order of the prompts.
+    """Every request, in the order of the prompts; those that a log answered already are LoggedRequests.
 
     Args:
         recipe: what is asked and how.
         teacher: the digest of a local model; an API is known by its address.
-        prompts: the questions.
+        prompts: the questions, RunPrompts where they may bring tools or a log's answer.
     """
     teach = recipe.teach
     origin = base_url(recipe.teacher.api) if recipe.teacher.api else teacher
@@ -97,8 +145,31 @@ def requests_of(recipe: Recipe, teacher: str, prompts: Iterable[Prompt]) -> Iter
         origin, recipe.teacher.model, sampling_of(recipe), teach.samples, teach.system, teach.parameters
     )
     for prompt in prompts:
-        tools = prompt.tools if isinstance(prompt, ToolPrompt) and recipe.teacher.api else None
-        yield from asking.requests(prompt.messages, prompt.id, {"tools": tools} if tools else None)
+        yield from asking.about(
+            prompt, api=recipe.teacher.api is not None, logged=teach.logged_answers == "take"
+        )
+
+
+def take_logged(requests: Iterable[Request], file: AnswersFile) -> Iterator[Request]:
+    """The requests; what a log answered is in the file of answers by the time that it comes, so that nobody is asked."""
+    held: list[LoggedRequest] = []
+    for request in requests:
+        if not isinstance(request, LoggedRequest):
+            yield request
+            continue
+        held.append(request)
+        if len(held) == _TOGETHER:
+            yield from _taken(held, file)
+            held = []
+    yield from _taken(held, file)
+
+
+def _taken(logged: list[LoggedRequest], file: AnswersFile) -> list[LoggedRequest]:
+    new = {request.key: request for request in logged if request.key not in file}
+    file.append(
+        answer_of(request, request.reply, 0.0, answered_by=request.answered_by) for request in new.values()
+    )
+    return logged
 
 
 def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:

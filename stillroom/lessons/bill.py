@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from stillroom.contracts.errors import UserError
 from stillroom.contracts.records import Reply, Request, Sampling
-from stillroom.models.chat_completions import ChatReply, estimated_tokens
+from stillroom.models.chat_completions import ChatReply, prompt_tokens
 from stillroom.models.teachers import BUILT_IN, Price
 
 
@@ -20,6 +23,7 @@ class Bill:
         spent: US dollars of earlier answers.
         limit: US dollars that all answers may cost together, if there is a limit.
         batch: whether the batch endpoint's prices count.
+        parameters: of every request's body; its tools and its response format are paid for as prompt.
 
     Raises:
         UserError: there is a limit and no price.
@@ -33,6 +37,7 @@ class Bill:
         spent: float = 0.0,
         limit: float | None = None,
         batch: bool = False,
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         if limit is not None and price is None:
             raise UserError(
@@ -43,7 +48,7 @@ class Bill:
             )
         self.price, self.limit = price, limit
         self.spent, self.spent_now = spent, 0.0
-        self._sampling, self._batch = sampling, batch
+        self._sampling, self._batch, self._parameters = sampling, batch, parameters
         self._promised: dict[str, float] = {}
         self._held = 0.0
 
@@ -51,7 +56,7 @@ class Bill:
         """US dollars that a request may cost at most."""
         if self.price is None:
             return 0.0
-        tokens = estimated_tokens(request.messages)
+        tokens = prompt_tokens(request, self._parameters)
         return self.price.cost(tokens, self._sampling.max_new_tokens, batch=self._batch)
 
     def promise(self, request: Request) -> bool:
@@ -77,7 +82,8 @@ class Bill:
             return 0.0
         prompt, answer = reply.prompt_tokens, reply.completion_tokens
         if not prompt and not answer:  # the server does not count, but it may well charge
-            prompt, answer = estimated_tokens(request.messages), len(reply.text.encode(errors="replace")) // 4
+            prompt = prompt_tokens(request, self._parameters)
+            answer = len(reply.text.encode(errors="replace")) // 4
         cached = reply.cached_tokens if isinstance(reply, ChatReply) else 0
         cost = round(self.price.cost(prompt, answer, cached, batch=self._batch), 9)
         self.spent += cost

@@ -11,14 +11,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from stillroom.contracts.errors import RecipeError
 from stillroom.contracts.progress import Meter, Progress
 from stillroom.contracts.recipe import Recipe
 from stillroom.contracts.records import Answer
 from stillroom.lessons.answers import lesson_messages
 from stillroom.lessons.asking import windows
+from stillroom.models.endpoint import Endpoint
 from stillroom.models.rendering import Rendered, Renderer
+from stillroom.models.vllm_scoring import MOST, VllmScorer
 from stillroom.signals.book import Book, BookHeader
-from stillroom.signals.capture import capture, from_top_logprobs
+from stillroom.signals.capture import capture, entries_within, from_top_logprobs
 from stillroom.signals.codes import Signals
 from stillroom.signals.counter import token_keys
 from stillroom.signals.error import noise
@@ -52,7 +55,7 @@ def capture_book(
         folder: the book's folder.
         recipe: its teacher, signal and temperature settings.
         answers: the teacher's answers, in a fixed order.
-        teacher: a Scorer, or an API's client, whose answers carry their alternatives.
+        teacher: a Scorer. An API is not asked through it: answers carry their alternatives, or vLLM reads the lessons.
         renderer: lays out the lessons as the student will see them.
         progress: where to report to.
 
@@ -61,6 +64,7 @@ def capture_book(
         signals' noise (see `stillroom.signals.error`).
     """
     signal = recipe.teach.signal
+    _check_temperature(recipe)
     header = BookHeader(
         tokenizer=renderer.tokenizer_hash,
         template=renderer.template_hash,
@@ -74,10 +78,13 @@ def capture_book(
     counts: dict[str, float] = {"without signal": 0}
     with book, progress.meter("teacher signals", None, "lessons") as meter:
         for window in windows(_lessons(recipe, answers, renderer), _WINDOW):
-            if recipe.teacher.api:
-                counts["without signal"] += _from_alternatives(book, window, renderer, meter)
+            rows = [row for _, row in window]
+            if recipe.teacher.api is None:
+                _from_logits(book, rows, teacher, signal, meter)
+            elif signal.source == "prompt_logprobs":
+                _from_prompts(book, rows, _reader(recipe, renderer), meter)
             else:
-                _from_logits(book, [row for _, row in window], teacher, signal, meter)
+                counts["without signal"] += _from_alternatives(book, window, renderer, meter)
     if signal.kind == "head+draws" and book.signals:
         counts["noise"] = round(noise(sample_of(book)), 3)
         progress.say(f"signals: error at most {counts['noise']:g} of that of one drawn label a token")
@@ -89,6 +96,16 @@ def capture_book(
         "bytes a token": round(size / max(book.signals, 1), 2),
         **{key: value for key, value in counts.items() if value},
     }
+
+
+def _check_temperature(recipe: Recipe) -> None:
+    if recipe.teacher.api and recipe.distil.temperature != 1:
+        raise RecipeError(
+            "an API's log-probabilities are those of temperature 1",
+            got=f"distil.temperature: {recipe.distil.temperature:g}",
+            expected="distil.temperature: 1",
+            do="set it to 1, or have a local teacher, whose signals can be captured at any temperature",
+        )
 
 
 def _open(folder: Path, header: BookHeader) -> Book:
@@ -126,6 +143,30 @@ def _from_logits(book: Book, rows: Sequence[Rendered], teacher: Scorer, signal: 
                 kind=signal.kind,
             )
             book.append(row.ids, row.mask, signals)
+        meter.advance()
+
+
+def _reader(recipe: Recipe, renderer: Renderer) -> VllmScorer:
+    signal, teacher = recipe.teach.signal, recipe.teacher
+    return VllmScorer(
+        Endpoint.of(teacher.api or "", teacher.api_key_env),
+        teacher.model,
+        renderer,
+        top=min(MOST, entries_within(signal.bytes_per_token, renderer.vocab_size)),
+        concurrency=recipe.teach.concurrency,
+        timeout=recipe.teach.timeout,
+    )
+
+
+def _from_prompts(book: Book, rows: Sequence[Rendered], reader: VllmScorer, meter: Meter) -> None:
+    """Signals of what a server lists for given texts; each row that the book lacks is sent."""
+    missing = {key: row for row in rows if not book.has(key := book.key(row.ids, row.mask))}
+    meter.advance(len(rows) - len(missing))
+    for (key, row), (ids, logprobs) in zip(
+        missing.items(), reader.top_logprobs(missing.values()), strict=True
+    ):
+        seeds = token_keys(key, torch.tensor(row.mask).nonzero().flatten())
+        book.append(row.ids, row.mask, from_top_logprobs(ids, logprobs, keys=seeds))
         meter.advance()
 
 

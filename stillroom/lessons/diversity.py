@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +19,18 @@ _PAIRED = 500
 """Texts of these that are compared each with each."""
 
 
-class Reservoir:
-    """A random sample of a stream, every text equally likely (Vitter's algorithm R)."""
+T = TypeVar("T")
+
+
+class Reservoir(Generic[T]):
+    """A random sample of a stream, everything equally likely (Vitter's algorithm R)."""
 
     def __init__(self, size: int = SAMPLE, seed: int = 0) -> None:
-        self.texts: list[str] = []
+        self.texts: list[T] = []
         self._size, self._seen, self._draw = size, 0, random.Random(seed)
 
-    def add(self, text: str) -> None:
-        """The next text of the stream."""
+    def add(self, text: T) -> None:
+        """The next text, or whatever the stream is of."""
         self._seen += 1
         if len(self.texts) < self._size:
             self.texts.append(text)

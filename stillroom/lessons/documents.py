@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from stillroom.contracts.errors import DataError
@@ -99,16 +99,42 @@ def _cut(text: str, size: int) -> int:
     return size
 
 
-def draw_passages(read: Callable[[], Iterator[str]], count: int, seed: int) -> list[str]:
+class DrawnPassages(Sequence[str]):
     """Passages drawn without replacement, in the order of the documents; all of them where there are no more.
 
-    The documents are read twice and never held: Knuth, The Art of Computer Programming 2, algorithm 3.4.2 S.
+    The documents are read once to count and once as the passages are taken in turn, and never held: Knuth, The Art of
+    Computer Programming 2, algorithm 3.4.2 S.
+
+    Args:
+        read: gives all passages, the same ones each time.
+        count: how many are drawn.
+        seed: seeds the draw.
     """
-    left = sum(1 for _ in read())
-    wanted, draw = min(count, left), random.Random(seed)
-    chosen: list[str] = []
-    for passage in read():
-        if draw.random() * left < wanted - len(chosen):
-            chosen.append(passage)
-        left -= 1
-    return chosen
+
+    def __init__(self, read: Callable[[], Iterator[str]], count: int, seed: int) -> None:
+        self._read, self._seed = read, seed
+        self._all = sum(1 for _ in read())
+        self._wanted = min(count, self._all)
+        self._next = self._drawn()
+        self._place = -1
+        self._last = ""
+
+    def _drawn(self) -> Iterator[str]:
+        left, wanted, draw = self._all, self._wanted, random.Random(self._seed)
+        for passage in self._read():
+            if draw.random() * left < wanted:
+                wanted -= 1
+                yield passage
+            left -= 1
+
+    def __len__(self) -> int:
+        return self._wanted
+
+    def __getitem__(self, place: int) -> str:  # type: ignore[override]  # no slices: passages are taken in turn
+        if not 0 <= place < self._wanted:
+            raise IndexError(place)
+        if place < self._place:
+            self._next, self._place = self._drawn(), -1
+        while self._place < place:
+            self._last, self._place = next(self._next), self._place + 1
+        return self._last

@@ -23,7 +23,7 @@ WAVE = 32
 the same requests again and finds their replies on disk."""
 _IDLE = 3
 """Waves without anything new after which the teacher has said what it has to say."""
-_PATIENCE = 4
+PATIENCE = 4
 """Times as many requests as would do if everything were new; what is missing then is not worth its price."""
 _POOL = 1000
 _LONGEST = 8000
@@ -80,7 +80,7 @@ class Expansion:
     def _waves(self) -> Iterator[Question]:
         made = idle = planned = 0
         each = self.settings.candidates
-        most = _PATIENCE * -(-self.settings.count // each) + _IDLE
+        most = PATIENCE * -(-self.settings.count // each) + _IDLE
         if "documents" in self._methods:
             most = min(most, len(self.passages))
         while made < self.settings.count and idle < _IDLE and planned < most:

@@ -18,7 +18,9 @@ from stillroom.contracts.recipe import Recipe
 from stillroom.contracts.records import Answer, Finish, Message, Prompt, content_key, to_line
 from stillroom.lessons.answers import lesson_messages
 from stillroom.lessons.contamination import HeldOut
-from stillroom.lessons.filtering import Filtering, Group
+from stillroom.lessons.facts import reviewed_ids
+from stillroom.lessons.filtering import Filtering
+from stillroom.lessons.groups import Group, Helpers
 
 PIPE = "-"
 _GIVEN_FIELDS = ("completion", "response", "output", "solution", "answer")
@@ -72,6 +74,7 @@ def filter_file(
     *,
     rejected: Path | None = None,
     preferences: Path | None = None,
+    review: Path | None = None,
     reasoning: bool = True,
 ) -> dict[str, Any]:
     """Divide a file's answers into lessons and rejects; returns the counts.
@@ -85,23 +88,38 @@ def filter_file(
         recipe: its `filter` section; paths in it are relative to the working folder.
         rejected: where the rejects go, with their reasons.
         preferences: where pairs of right and wrong answers go.
+        review: where lessons go whose facts are in doubt, with `facts: flag` and `facts: review`.
         reasoning: keep the reasoning in the lessons.
 
     Raises:
         DataError: the file is not usable; the message names the line.
+        RecipeError: a setting needs a whole recipe.
     """
+    rule = recipe.filter
+    for name, value in (
+        ("judge", rule.judge), ("contrast", rule.contrast), ("student_sample", rule.student_sample)
+    ):  # fmt: skip
+        if value:
+            raise RecipeError(
+                f"filter.{name} asks a model, which this command does not",
+                do="write a recipe and use stillroom run, or leave it out",
+            )
+    if rule.facts == "review" and review is None:
+        raise RecipeError("facts: review needs a file to write to", do="add --review FILE, or use facts=drop")
     held_out = HeldOut()
     for name in recipe.filter.decontaminate:
         held_out.add(Path(name).expanduser(), Path(name).name)
-    filtering = Filtering(recipe.filter, Path(), held_out)
+    filtering = Filtering(rule, Path(), held_out, Helpers(reviewed=reviewed_ids(rule, Path())))
     with ExitStack() as stack:
         keep = _print if out == PIPE else stack.enter_context(whole_lines(Path(out)))
         reject = stack.enter_context(whole_lines(rejected)) if rejected else None
         prefer = stack.enter_context(whole_lines(preferences)) if preferences else None
+        look = stack.enter_context(whole_lines(review)) if review else None
         for sifted in filtering.sift(_groups(_rows(source, reasoning))):
             _write(keep, map(to_line, sifted.lessons))
             _write(reject, map(to_line, sifted.rejected))
             _write(prefer, sifted.pairs)
+            _write(look, sifted.review)
     return filtering.summary()
 
 
@@ -112,8 +130,10 @@ def summary_lines(summary: dict[str, Any]) -> Iterator[str]:
         yield f"  {count:>8,}  {reason}"
     if summary.get("pairs"):
         yield f"  {summary['pairs']:,} pairs of a right and a wrong answer"
+    if facts := summary.get("facts"):
+        yield f"  facts: {facts.get('examined', 0):,} answers compared, {facts.get('in doubt', 0):,} in doubt"
     for name, found in summary["contamination"].items():
-        yield f"  {name}: {found['leaks']:,} lessons touched its {found['questions']:,} questions"
+        yield f"  {name}: {found['leaks']:,} answers touched its {found['questions']:,} questions ({found['whole']:,} whole)"
     for warning in summary["warnings"]:
         yield f"  note: {warning}"
 

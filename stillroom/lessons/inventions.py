@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from stillroom.contracts.errors import ServiceFault
+from stillroom.contracts.progress import Meter
 from stillroom.contracts.records import Answerer, Message, Request, Sampling, content_key
-from stillroom.lessons.answered import AnswersFile, answer_of
+from stillroom.lessons.answered import AnswersFile
+from stillroom.lessons.bill import Bill
+from stillroom.lessons.teaching import Panel, limit_reached, teach
+
+ANSWER_FORMS = ("response_format", "tools", "tool_choice")
+"""Parameters that shape answers to the questions, not their invention."""
 
 
 @dataclass
@@ -20,47 +27,55 @@ class KeptAsking:
         origin: the teacher's address or digest, part of every key.
         file: where replies are kept.
         sampling: how replies are drawn.
-        advance: told of every reply, an earlier one too.
+        bill: stops the asking at the limit of costs.
+        parameters: of every request's body, part of every key.
     """
 
     teacher: Answerer
     origin: str
     file: AnswersFile
     sampling: Sampling
-    advance: Callable[[], None] = lambda: None
+    bill: Bill
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     """asked, answered before, failed, prompt tokens, completion tokens."""
 
     def __call__(self, conversations: Sequence[list[Message]]) -> list[str]:
         """The replies, in order; "" where a request failed or was refused.
 
+        A failure stays one: later requests were planned, and paid for, without its reply. Only where all failed, so that
+        nothing was planned after them, are they asked again.
+
         Raises:
             ServiceFault: none of the requests was answered.
             TeacherError: the API refuses.
+            UserError: the limit of costs is reached.
         """
         requests = [self._request(messages) for messages in conversations]
-        missing = {request.key: request for request in requests if request.key not in self.file}
+        hopeless = not any(request.key in self.file for request in requests)
+        missing = {
+            request.key: request for request in requests if hopeless or self.file.read(request.key) is None
+        }
         self.counts["answered before"] += len(requests) - len(missing)
-        error = None
-        for request, reply in self.teacher.answer(list(missing.values()), self.sampling):
-            self.file.append([answer_of(request, reply)])
-            self.counts["asked"] += 1
-            self.counts["failed"] += reply.finish == "failed"
-            self.counts["prompt tokens"] += reply.prompt_tokens
-            self.counts["completion tokens"] += reply.completion_tokens
-            error = reply.error or error
-            self.advance()
-        texts = [self._text(request) for request in requests]
-        if missing and not any(request.key in self.file for request in missing.values()):
+        taught = teach(missing.values(), self.teacher, self.sampling, self.file, self.bill, Panel(Meter()))
+        self.counts["asked"] += sum(
+            taught.counts[finish] for finish in ("stop", "length", "refused", "failed")
+        )
+        for name in ("failed", "prompt tokens", "completion tokens"):
+            self.counts[name] += taught.counts[name]
+        if taught.stopped:
+            raise limit_reached(self.bill)
+        if requests and not any(request.key in self.file for request in requests):
             raise ServiceFault(
                 "the teacher invented nothing: every request failed",
-                got=error,
+                got=taught.last_error,
                 do="mend the endpoint and run again: what was answered is kept",
             )
-        return texts
+        return [self._text(request) for request in requests]
 
     def _request(self, messages: list[Message]) -> Request:
-        key = content_key("expand", self.origin, self.teacher.name, messages, vars(self.sampling))
+        parts = ["expand", self.origin, self.teacher.name, messages, vars(self.sampling)]
+        key = content_key(*parts, *([dict(self.parameters)] if self.parameters else []))
         return Request(key, messages)
 
     def _text(self, request: Request) -> str:

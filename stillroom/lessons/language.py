@@ -32,6 +32,8 @@ _WORDS = {
     "już tylko lub każdy ma przy",
 }
 _COMMON = {language: frozenset(words.split()) for language, words in _WORDS.items()}
+COMMON_WORDS = frozenset[str]().union(*_COMMON.values())
+"""The commonest words of all the languages that are told by their words."""
 _SCRIPTS = {
     "CYRILLIC": "ru", "GREEK": "el", "ARABIC": "ar", "HEBREW": "he", "DEVANAGARI": "hi", "THAI": "th", "HANGUL": "ko",
     "HIRAGANA": "ja", "KATAKANA": "ja", "CJK": "zh",

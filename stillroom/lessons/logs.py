@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from stillroom.contracts.errors import DataError
@@ -44,13 +45,32 @@ def logged_question(row: dict[str, Any], where: str) -> Question:
     model = response.get("model") or request.get("model")
     return Question(
         messages,
-        tools=request.get("tools") or None,
+        **own_parameters(request),
         answer=_answer(answer)
         if isinstance(answer, dict) and choice.get("finish_reason") != "error"
         else None,
         answered_by=model if answer else None,
         finish=choice.get("finish_reason") if answer else None,
     )
+
+
+def own_parameters(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a row's fields goes into its question's request as it is: tools in OpenAI's form, and the answer's form."""
+    tools = _parsed(row.get("tools"))
+    if not (isinstance(tools, list) and tools and all(map(_is_tool, tools))):
+        tools = None
+    choice = row.get("tool_choice") if tools else None  # APIs refuse a choice without tools
+    form = _object(row.get("response_format"))
+    found = {
+        "tools": tools,
+        "tool_choice": choice if isinstance(choice, str | dict) else None,
+        "response_format": form if form and "type" in form else None,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _is_tool(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("function"), dict)
 
 
 def logged_reply(line: dict[str, Any]) -> Reply | None:
@@ -91,12 +111,18 @@ def _objects(row: dict[str, Any], names: tuple[str, ...]) -> list[dict[str, Any]
 
 
 def _object(value: Any) -> dict[str, Any] | None:
-    if isinstance(value, str) and value.lstrip().startswith("{"):
+    value = _parsed(value)
+    return value if isinstance(value, dict) else None
+
+
+def _parsed(value: Any) -> Any:
+    """A value that may be JSON text; None where it looks like JSON and is none."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
-            value = json.loads(value)
+            return json.loads(value)
         except (ValueError, RecursionError):
             return None
-    return value if isinstance(value, dict) else None
+    return value
 
 
 def _plain(item: Any, where: str) -> Message:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from stillroom.contracts.recipe import Teach, Teacher
 from stillroom.contracts.records import Request
 from stillroom.lessons.answered import AnswersFile, Totals
-from stillroom.models.chat_completions import estimated_tokens
+from stillroom.lessons.asking import LoggedRequest
+from stillroom.models.chat_completions import prompt_tokens
 from stillroom.models.endpoint import base_url
 from stillroom.models.teachers import BUILT_IN, Price, Terms
 
@@ -22,7 +25,10 @@ class Outlook:
 
     requests: int = 0
     answered: int = 0
+    """What logs answered included."""
     tokens: int = 0
+    logged: Counter[str] = field(default_factory=Counter)
+    """Answers that logs hold, by the model that gave them."""
 
     @property
     def missing(self) -> int:
@@ -30,15 +36,26 @@ class Outlook:
         return self.requests - self.answered
 
 
-def look_ahead(requests: Iterable[Request], file: AnswersFile | None) -> Outlook:
-    """Count requests, those with answers, and the tokens of the others; None: there are no answers yet."""
+def look_ahead(
+    requests: Iterable[Request], file: AnswersFile | None, parameters: Mapping[str, Any] | None = None
+) -> Outlook:
+    """Count requests, those with answers, and the tokens of the others.
+
+    Args:
+        requests: all of them.
+        file: where answers are looked up; None: there are none yet.
+        parameters: of every request's body.
+    """
     outlook = Outlook()
     for request in requests:
         outlook.requests += 1
-        if file is not None and request.key in file:
+        if isinstance(request, LoggedRequest):
+            outlook.answered += 1
+            outlook.logged[request.answered_by] += 1
+        elif file is not None and request.key in file:
             outlook.answered += 1
         else:
-            outlook.tokens += estimated_tokens(request.messages)
+            outlook.tokens += prompt_tokens(request, parameters)
     return outlook
 
 
@@ -61,6 +78,12 @@ def outlook_lines(
     yield (
         f"requests  {outlook.missing:,} to ask; {outlook.answered:,} of {outlook.requests:,} have their answers"
     )
+    if outlook.logged:
+        by = ", ".join(f"{model} {count:,}" for model, count in outlook.logged.most_common(5))
+        yield (
+            f"logs      hold {outlook.logged.total():,} of these answers, which are taken as they are ({by}); "
+            "what the terms of those models say about training is yours to check"
+        )
     most = outlook.missing * teach.max_new_tokens
     mean = totals.completion_tokens / totals.answers if totals.answers else None
     if mean is None:

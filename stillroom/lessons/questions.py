@@ -30,6 +30,10 @@ class Question:
     """The source's own worked answer, where it gives one beside the reference."""
     tools: list[dict[str, Any]] | None = None
     """Declarations of the tools that may be called, in OpenAI's form."""
+    tool_choice: str | dict[str, Any] | None = None
+    """Which of them must be called, in OpenAI's form."""
+    response_format: dict[str, Any] | None = None
+    """The form that the answer must have, in OpenAI's form."""
     document: str | None = None
     """The text that the answer must be drawn from."""
     answer: Message | None = None
@@ -60,6 +64,18 @@ def user_text(messages: Iterable[Message]) -> str:
     return " ".join(message["content"] for message in messages if message["role"] == "user")
 
 
+def conversation_key(messages: Iterable[Message]) -> str:
+    """A key under which the same request is recognised whatever its case and spacing: all turns count, and what tools said,
+    so that the steps of one conversation in a log are different requests."""
+    return content_key(
+        [(message["role"], _plain(message.get("content")), message.get("tool_calls")) for message in messages]
+    )
+
+
 def question_key(messages: Iterable[Message]) -> str:
     """A key under which the same question is recognised whatever its case and spacing."""
-    return content_key(" ".join(user_text(messages).casefold().split()))
+    return content_key(_plain(user_text(messages)))
+
+
+def _plain(text: str | None) -> str:
+    return " ".join((text or "").casefold().split())

@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import zipfile
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePath
-from typing import IO, Any
+from typing import IO
 
 from stillroom.contracts.errors import DataError, MissingExtra
+from stillroom.lessons.json_rows import Row, json_rows, undamaged
 
-Row = dict[str, Any]
 HUB = "hub:"
-_BLOCK = 1 << 16
 _CHOICES = "ABCD"
 
 
@@ -89,79 +87,10 @@ def _unpacked(file: IO[bytes], name: str) -> IO[bytes]:
 def _reader(name: str) -> Callable[[IO[bytes], str], Iterator[tuple[str, Row]]]:
     suffix = PurePath(name.lower().removesuffix(".gz")).suffix
     if suffix in (".jsonl", ".json", ".ndjson"):
-        return _json
+        return json_rows
     if suffix in (".csv", ".tsv"):
         return _csv
     return _parquet if suffix == ".parquet" else _text
-
-
-def _json(file: IO[bytes], where: str) -> Iterator[tuple[str, Row]]:
-    """Lines of objects or one list of them, told by the first character."""
-    lines = _unspoiled(enumerate(file, 1), where)
-    for number, raw in lines:
-        text = raw.decode("utf-8-sig", errors="replace").strip()
-        if text.startswith("["):
-            yield from _json_list(text + "\n", (line for _, line in lines), where)
-            return
-        if text:
-            yield _json_row(raw, f"{where}, line {number}")
-            break
-    for number, raw in lines:
-        if raw.strip():
-            yield _json_row(raw, f"{where}, line {number}")
-
-
-def _json_row(raw: bytes, where: str) -> tuple[str, Row]:
-    try:
-        row = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{where} is not JSON",
-            got=str(error),
-            expected='one object a line, such as {"messages": [{"role": "user", "content": "..."}]}',
-        ) from None
-    return where, _object(row, where)
-
-
-def _object(row: Any, where: str) -> Row:
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is not a JSON object", got=str(row)[:80], expected="{...}")
-    return row
-
-
-def _json_list(start: str, lines: Iterator[bytes], where: str) -> Iterator[tuple[str, Row]]:
-    """The items of a list that spreads over lines; one item is in memory at a time."""
-    decoder, number = json.JSONDecoder(), 0
-    rest = start.lstrip()[1:]
-    while True:
-        rest = rest.lstrip(" \t\r\n,")
-        if rest.startswith("]"):
-            return
-        try:
-            item, end = decoder.raw_decode(rest)
-        except (ValueError, RecursionError) as error:
-            # A block at a time: an item that spreads over many short lines is not tried again at each of them.
-            more = _block(lines)
-            if not more:
-                place = f"{where}, item {number + 1}"
-                raise DataError(
-                    f"{place} is not JSON", got=str(error), expected="a list of objects"
-                ) from None
-            rest += more
-            continue
-        number += 1
-        yield f"{where}, item {number}", _object(item, f"{where}, item {number}")
-        rest = rest[end:]
-
-
-def _block(lines: Iterator[bytes]) -> str:
-    parts, size = [], 0
-    for line in lines:
-        parts.append(line)
-        size += len(line)
-        if size >= _BLOCK:
-            break
-    return b"".join(parts).decode("utf-8", errors="replace")
 
 
 def _csv(file: IO[bytes], where: str) -> Iterator[tuple[str, Row]]:
@@ -198,21 +127,13 @@ def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def _text(file: IO[bytes], where: str) -> Iterator[tuple[str, Row]]:
-    for number, raw in _unspoiled(enumerate(file, 1), where):
+    for number, raw in undamaged(enumerate(file, 1), where):
         try:
             line = raw.decode("utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise DataError(f"{where} is not text", got=str(error), expected="UTF-8 text or JSONL") from None
         if line.strip():
             yield f"{where}, line {number}", {"text": line}
-
-
-def _unspoiled(lines: Iterator[tuple[int, bytes]], where: str) -> Iterator[tuple[int, bytes]]:
-    """The lines; a packed file that is damaged is an error that names it."""
-    try:
-        yield from lines
-    except (EOFError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{where} is damaged", got=str(error), expected="a whole file") from None
 
 
 def _unspoiled_line(text: IO[str], where: str) -> str:
@@ -224,10 +145,12 @@ def _unspoiled_line(text: IO[str], where: str) -> str:
 
 def _parquet(file: IO[bytes], where: str) -> Iterator[tuple[str, Row]]:
     try:
-        import pyarrow  # type: ignore[import-untyped]
-        import pyarrow.parquet  # type: ignore[import-untyped]
+        import pyarrow
+        import pyarrow.parquet
     except ImportError:
-        raise MissingExtra(f"reading {where} needs pyarrow", do="pip install pyarrow") from None
+        raise MissingExtra(
+            f"{where} is a Parquet file, and pyarrow is not installed", do="pip install 'stillroom[data]'"
+        ) from None
     seekable = file if file.seekable() else io.BytesIO(file.read())
     try:
         number = 0
@@ -244,7 +167,8 @@ def _hub(name: str) -> Iterator[tuple[str, Row]]:
         import datasets
     except ImportError:
         raise MissingExtra(
-            "data sets of a hub need the library datasets", do="pip install datasets"
+            f"{name} is a data set of a hub, and the library datasets is not installed",
+            do="pip install 'stillroom[data]'",
         ) from None
     title, _, rest = name.removeprefix(HUB).partition(":")
     config, _, split = rest.partition(":")
@@ -252,7 +176,9 @@ def _hub(name: str) -> Iterator[tuple[str, Row]]:
         rows = datasets.load_dataset(title, config or None, split=split or "train", streaming=True)
         for number, row in enumerate(rows, 1):
             yield f"{name}, row {number}", row
-    except (OSError, ValueError) as error:  # unknown names and splits, no network
+    except (
+        Exception
+    ) as error:  # unknown names and splits, no network: each of the library's layers has its own
         raise DataError(
             f"the data set {title} cannot be read from the hub",
             got=str(error).partition("\n")[0][:300],

@@ -45,6 +45,13 @@ def majority(answers: Sequence[str]) -> tuple[str, float]:
     return answer, count / len(answers)
 
 
+def preferred(better: Lesson, worse: Sequence[Message]) -> dict[str, Any]:
+    """A pair by a judge's word: a lesson and the messages of an answer that it finds worse."""
+    *prompt, chosen = better.messages
+    reason = "the judge prefers the other answer"
+    return asdict(Preference(better.id, prompt, [chosen], [worse[-1]], reason, better.split, better.source))
+
+
 def pairs(right: Sequence[Lesson], wrong: Sequence[Wrong]) -> list[dict[str, Any]]:
     """Each right answer with one wrong one to the same question, as many as both have; equal texts make no pair."""
     found = []

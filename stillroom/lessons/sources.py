@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 from stillroom.contracts.errors import DataError
-from stillroom.contracts.recipe import PromptSource
+from stillroom.contracts.recipe import PromptSource, Recipe
 from stillroom.lessons.benchmarks import FORMS
 from stillroom.lessons.columns import guessed_question, named_question
-from stillroom.lessons.logs import is_logged, logged_question
+from stillroom.lessons.logs import is_logged, logged_question, own_parameters
 from stillroom.lessons.questions import Question, question_key, user_text
 from stillroom.lessons.readers import HUB, Row, read_rows
 
@@ -20,6 +21,12 @@ __all__ = ["question_key", "read_questions", "source_title", "user_text"]
 def source_title(source: PromptSource) -> str:
     """What a prompt's `source` says."""
     return source.file if source.file.startswith(HUB) else PurePath(source.file).name
+
+
+def evaluation_sources(recipe: Recipe) -> Iterator[PromptSource]:
+    """The files whose questions must not be trained on."""
+    for name in [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate:
+        yield PromptSource(file=name)
 
 
 def read_questions(
@@ -44,6 +51,9 @@ def read_questions(
         if how not in said and len(said) < 8:
             said.add(how)
             say(f"{source_title(source)}: {how}")
+        own = own_parameters(row)
+        if question.tools is None and own:
+            question = replace(question, **own)
         if source.stratify is not None:
             question = question.with_stratum(_stratum(source.stratify, row, where))
         count += 1

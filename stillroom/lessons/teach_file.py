@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,13 +15,15 @@ from stillroom.contracts.conversations import conversation_of
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import PromptSource, Teach, Teacher
-from stillroom.contracts.records import Answer, Answerer, Message, Request, Sampling, content_key, to_line
+from stillroom.contracts.records import Answer, Answerer, Request, Sampling, from_line, to_line
 from stillroom.lessons.answered import AnswersFile, Totals
-from stillroom.lessons.asking import Asking
+from stillroom.lessons.asking import Asking, RunPrompt, take_logged
 from stillroom.lessons.bill import Bill
+from stillroom.lessons.logs import is_logged, logged_question, own_parameters
 from stillroom.lessons.outlook import Outlook, look_ahead, outlook_lines
 from stillroom.lessons.sources import read_questions
-from stillroom.lessons.teaching import Panel, check_ways, conclude, teach
+from stillroom.lessons.teach_settings import check_ways
+from stillroom.lessons.teaching import Panel, conclude, teach
 from stillroom.models.api_teacher import open_api_teacher
 from stillroom.models.endpoint import base_url
 from stillroom.models.opening import WhenAsked, open_teacher
@@ -30,11 +32,9 @@ from stillroom.models.teachers import check_terms, price_of, terms_of
 
 PIPE = "-"
 
-Asked = tuple[list[Message], dict[str, Any]]
 
-
-def questions(source: str, say: Callable[[str], None]) -> Iterator[Asked]:
-    """The conversations of a file, or of standard input, each with parameters of its own: its tools, if it has any.
+def questions(source: str, say: Callable[[str], None]) -> Iterator[RunPrompt]:
+    """The questions of a file, or of standard input, each with tools of its own and a log's answer, if it has any.
 
     Files are read as a recipe's prompts are. Lines of standard input that begin with { are JSON, others questions.
 
@@ -45,15 +45,15 @@ def questions(source: str, say: Callable[[str], None]) -> Iterator[Asked]:
         yield from _piped(sys.stdin.buffer)
         return
     for question in read_questions(PromptSource(file=source), Path(source), say):
-        yield question.messages, {"tools": question.tools} if question.tools else {}
+        yield from_line(RunPrompt, {**vars(question), "source": source})
 
 
-def _piped(stream: IO[bytes]) -> Iterator[Asked]:
+def _piped(stream: IO[bytes]) -> Iterator[RunPrompt]:
     for number, raw in enumerate(stream, 1):
         text, where = raw.decode("utf-8-sig", errors="replace").strip(), f"standard input, line {number}"
         if not text.startswith("{"):
             if text:
-                yield [{"role": "user", "content": text}], {}
+                yield RunPrompt([{"role": "user", "content": text}], PIPE)
             continue
         try:
             line = json.loads(text)
@@ -61,9 +61,11 @@ def _piped(stream: IO[bytes]) -> Iterator[Asked]:
             raise DataError(
                 f"{where} is not JSON", got=str(error), expected="an object, or plain text"
             ) from None
-        messages, _ = conversation_of(line, where)
-        tools = line.get("tools")
-        yield messages, {"tools": tools} if isinstance(tools, list) and tools else {}
+        if is_logged(line):
+            yield from_line(RunPrompt, {**vars(logged_question(line, where)), "source": PIPE})
+        else:
+            messages, _ = conversation_of(line, where)
+            yield RunPrompt(messages, PIPE, **own_parameters(line))
 
 
 def teach_file(
@@ -104,8 +106,8 @@ def teach_file(
     asking = Asking(origin, teacher.model, sampling, settings.samples, settings.system, settings.parameters)
 
     def requests(say: Callable[[str], None] = lambda text: None) -> Iterator[Request]:
-        for messages, own in questions(source, say):
-            yield from asking.requests(messages, content_key(messages), own)
+        for prompt in questions(source, say):
+            yield from asking.about(prompt, api=url is not None, logged=settings.logged_answers == "take")
 
     own = Path(teacher.prices) if teacher.prices else None
     price, terms = price_of(teacher.model, url, own), terms_of(teacher.model, url, own)
@@ -113,10 +115,17 @@ def teach_file(
         check_terms(teacher.model, terms, accepted=teacher.accept_terms)
     # A pipe is read once: what it holds is not known before it is asked.
     unknown = source == PIPE and not dry_run
-    totals, outlook = _before(out, () if unknown else requests(progress.say))
-    bill = Bill(price, sampling, spent=totals.cost, limit=settings.max_cost, batch=settings.batch_endpoint)
+    totals, outlook = _before(out, () if unknown else requests(progress.say), settings.parameters)
+    bill = Bill(
+        price,
+        sampling,
+        spent=totals.cost,
+        limit=settings.max_cost,
+        batch=settings.batch_endpoint,
+        parameters=settings.parameters,
+    )
     lines = outlook_lines(outlook, totals, teacher, settings, price, terms)
-    for text in islice(lines, 2) if unknown else lines:
+    for text in takewhile(lambda line: not line.startswith("requests"), lines) if unknown else lines:
         (print if dry_run else progress.say)(text)
     if dry_run:
         return Counter()
@@ -128,19 +137,20 @@ def teach_file(
             progress.meter("teacher answers", total, "answers", done=done) as meter,
         ):
             panel = Panel(meter, total, done)
-            taught = teach(requests(), answerer, sampling, file, bill, panel, _print if echo else None)
+            asked = take_logged(requests(), file)
+            taught = teach(asked, answerer, sampling, file, bill, panel, _print if echo else None)
     finally:
         answerer.close()
     conclude(taught, bill)
     return taught.counts
 
 
-def _before(out: Path, requests: Iterable[Request]) -> tuple[Totals, Outlook]:
+def _before(out: Path, requests: Iterable[Request], parameters: dict[str, Any]) -> tuple[Totals, Outlook]:
     """What the answers so far came to, and what is left to ask; nothing is written yet."""
     if not out.exists():
-        return Totals(), look_ahead(requests, None)
+        return Totals(), look_ahead(requests, None, parameters)
     with AnswersFile(out) as file:
-        return file.totals, look_ahead(requests, file)
+        return file.totals, look_ahead(requests, file, parameters)
 
 
 def _open(teacher: Teacher, settings: Teach, out: Path) -> Answerer:

@@ -44,3 +44,42 @@ def teach_settings(
         "the settings",
     )
     return recipe.teacher, recipe.teach
+
+
+def check_ways(teacher: Teacher, settings: Teach) -> None:
+    """Refuse settings that only an API can follow where there is none, and parameters that would waste its answers.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    if teacher.api:
+        _check_parameters(settings)
+        return
+    wanted = {
+        "parameters": settings.parameters,
+        "batch_endpoint": settings.batch_endpoint,
+        "requests_per_minute": settings.requests_per_minute,
+        "tokens_per_minute": settings.tokens_per_minute,
+    }
+    for name, value in wanted.items():
+        if value:
+            raise RecipeError(
+                f"teach.{name} is for a teacher behind an API",
+                got=f"the local teacher {teacher.model}",
+                do=f"leave teach.{name} out, or name the API in teacher.api",
+            )
+
+
+def _check_parameters(settings: Teach) -> None:
+    """`n` would pay for answers that nobody reads, `stream` gives what is not read, a limit the bill does not know of."""
+    instead = {
+        "n": "teach.samples: each is a request that is kept and resumed by itself",
+        "stream": "leave it out: whole answers are read",
+        "model": "teacher.model",
+        "messages": "prompts and teach.system",
+        "max_tokens": "teach.max_new_tokens",
+        "max_completion_tokens": "teach.max_new_tokens; the API's own name for it is found out",
+    }
+    for name, value in settings.parameters.items():
+        if name in instead and value not in (None, False):
+            raise RecipeError(f"teach.parameters.{name} does not work here", got=value, do=instead[name])

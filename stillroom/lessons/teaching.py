@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from stillroom.contracts.errors import RecipeError, ServiceFault, UserError
+from stillroom.contracts.errors import ServiceFault, UserError
 from stillroom.contracts.progress import Meter
-from stillroom.contracts.recipe import Teach, Teacher
 from stillroom.contracts.records import Answer, Answerer, Finish, Reply, Request, Sampling
 from stillroom.lessons.answered import AnswersFile, answer_of
+from stillroom.lessons.asking import LoggedRequest
 from stillroom.lessons.bill import Bill
+from stillroom.models.chat_completions import ChatReply
 from stillroom.models.opening import WhenAsked
 
 _MINUTE = 60.0
+_HOPELESS = 64
+"""Requests turned down, and none answered, after which the fault is not theirs."""
 
 
 @dataclass
@@ -27,6 +30,13 @@ class Taught:
     last_error: str | None = None
     stopped: bool = False
     """The limit of costs was reached."""
+    proved: bool = False
+    """The file had answers of a teacher before: whoever turns down what is left does answer others."""
+
+    def turned_down(self, replies: Iterable[Reply]) -> None:
+        """Count those that the API did not take, each for its own fault."""
+        if count := sum(isinstance(reply, ChatReply) and reply.turned_down for reply in replies):
+            self.counts["turned down"] += count
 
 
 def teach(
@@ -52,16 +62,18 @@ def teach(
         echo: is given every answer, earlier ones included.
 
     Raises:
-        TeacherError, ServiceFault: as the teacher; what had arrived is in the file.
+        TeacherError, ServiceFault: as the teacher, or it turns every request down; what had arrived is in the file.
         StorageFault: the disk is full.
     """
-    taught, asked = Taught(Counter()), set[str]()
+    taught, asked = Taught(Counter(), proved=file.totals.answers > 0), set[str]()
     source, held = iter(requests), list[Request]()
 
     def missing() -> Iterator[Request]:
         for request in source:
             if request.key in file or request.key in asked:
                 panel.cached()
+                if isinstance(request, LoggedRequest):
+                    taught.counts["from logs"] += 1
                 if echo and (answer := file.read(request.key)):
                     echo(answer)
                 continue
@@ -85,6 +97,13 @@ def teach(
                 taught.last_error = answer.error or taught.last_error
                 if echo:
                     echo(answer)
+            taught.turned_down(reply for _, reply in batch)
+            if taught.counts["turned down"] >= _HOPELESS and not file.totals.answers:
+                raise ServiceFault(
+                    "the teacher turns every question down",
+                    got=f"{taught.counts['turned down']} requests, the last one with: {taught.last_error}",
+                    do="mend teach.parameters or the questions, and run again",
+                )
             panel.answered(batch, bill)
         if not held:
             return taught
@@ -104,41 +123,25 @@ def conclude(taught: Taught, bill: Bill) -> None:
         UserError: the limit was reached.
     """
     finishes: tuple[Finish, ...] = ("stop", "length", "refused")
-    if taught.counts["failed"] and not any(taught.counts[finish] for finish in finishes):
+    answered = any(taught.counts[finish] for finish in finishes)
+    unfit = taught.proved and taught.counts["turned down"] == taught.counts["failed"]
+    if taught.counts["failed"] and not answered and not unfit:
         raise ServiceFault(
             "the teacher answered none of the questions",
             got=taught.last_error,
             do="mend the endpoint and run again: what failed is asked again, what was answered is kept",
         )
     if taught.stopped:
-        raise UserError(
-            "the limit of costs is reached",
-            got=f"${bill.spent:,.4f} spent, and the next answer may pass ${bill.limit:,.4f}",
-            do="raise teach.max_cost or --max-cost and run the same command again: what was answered is kept",
-        )
+        raise limit_reached(bill)
 
 
-def check_ways(teacher: Teacher, settings: Teach) -> None:
-    """Refuse settings that only an API can follow where there is none.
-
-    Raises:
-        RecipeError: there is one.
-    """
-    if teacher.api:
-        return
-    wanted = {
-        "parameters": settings.parameters,
-        "batch_endpoint": settings.batch_endpoint,
-        "requests_per_minute": settings.requests_per_minute,
-        "tokens_per_minute": settings.tokens_per_minute,
-    }
-    for name, value in wanted.items():
-        if value:
-            raise RecipeError(
-                f"teach.{name} is for a teacher behind an API",
-                got=f"the local teacher {teacher.model}",
-                do=f"leave teach.{name} out, or name the API in teacher.api",
-            )
+def limit_reached(bill: Bill) -> UserError:
+    """The error that ends asking where the next answer might cost too much."""
+    return UserError(
+        "the limit of costs is reached",
+        got=f"${bill.spent:,.4f} spent, and the next answer may pass ${bill.limit:,.4f}",
+        do="raise teach.max_cost or --max-cost and run the same command again: what was answered is kept",
+    )
 
 
 def together(

@@ -50,6 +50,8 @@ class Finding:
 Verifier = Callable[[Case], Finding]
 UNCHECKED = Finding()
 WRONG = "differs from the right answer"
+FORMAL = frozenset({"json", "pattern"})
+"""Checks of the form alone: what passes them may still be wrong."""
 
 
 def verifier(rule: Filter, base: Path) -> Verifier:

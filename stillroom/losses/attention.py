@@ -51,11 +51,9 @@ def attention_maps(
     if key.shape != (rows, key.shape[1], length, dim):
         raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} differ in more than heads")
     allowed = _allowed(mask, rows, length, causal, query.device)
-    if (
-        mask is not None and mask.dim() == 2
-    ):  # what stands at padding, NaN included, must not reach a gradient
-        padding = ~mask.bool()[:, None, :, None]
-        query, key = query.masked_fill(padding, 0), key.masked_fill(padding, 0)
+    if mask is not None:  # what stands at padding, NaN included, must not reach a gradient
+        unused = ~(allowed.any(-1) | allowed.any(-2)).unsqueeze(-1)
+        query, key = query.masked_fill(unused, 0), key.masked_fill(unused, 0)
     grouped = widened(query).unflatten(1, (key.shape[1], -1))
     with torch.autocast(query.device.type, enabled=False):  # no half rounds the scores before the softmax
         scores = (grouped @ widened(key)[:, :, None].transpose(-1, -2)).flatten(1, 2)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stillroom.losses.divergences import widened
-from stillroom.losses.heads import Head, HeadGradients, LoRA
+from stillroom.losses.heads import Head, HeadGradients, LoRA, check_head
 from stillroom.losses.products import operand, scaled
 from stillroom.losses.sharded import check_positions, whole, whole_head
 from stillroom.losses.terms import Divergence, Teacher, Terms
@@ -100,12 +100,8 @@ def fused_linear_divergence(
         ValueError: shapes or settings that do not fit, positions that are spread over ranks, or a kind of
             targets that the divergence cannot be had from without bias.
     """
+    check_head("student", student_hidden, student_weight, student_bias, student_lora, softcap)
     tokens, vocab = student_hidden.shape[0], student_weight.shape[0]
-    if student_hidden.dim() != 2 or student_weight.shape[1:] != student_hidden.shape[1:]:
-        raise ValueError(
-            "student_hidden must be [tokens, hidden] and student_weight [vocab, hidden], "
-            f"got {tuple(student_hidden.shape)} and {tuple(student_weight.shape)}"
-        )
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     if weights is None:
@@ -154,7 +150,7 @@ class _Plan:
         """Loss, soft values, hard values, a scale, and the gradients divided by that scale."""
         sums = HeadGradients(head, hidden, self.needed)
         gradient = any(self.needed) and bool(self.terms.soft or self.terms.hard)
-        weights = self.weights.to(widened(hidden).dtype)
+        weights = self.weights.to(torch.promote_types(hidden.dtype, torch.float32))
         rows, vocab = weights.nonzero().squeeze(1), head.weight.shape[0]
         scale = weights.new_ones(())
         if head.weight.dtype == torch.float16 and rows.numel():  # the others have the exponents of fp32
@@ -169,7 +165,8 @@ class _Plan:
             products = head.products(states, buffer)
             for strip, some in zip(chunk.split(step), products.split(step), strict=True):
                 logits = head.logits(some)
-                soft[strip], hard[strip], slope = self.terms.compare(logits, *next(strips), gradient)
+                some_soft, some_hard, slope = self.terms.compare(logits, *next(strips), gradient)
+                soft[strip], hard[strip] = some_soft.to(soft.dtype), some_hard.to(hard.dtype)
                 if slope is not None:
                     slope = head.before_scaling(slope.mul_((weights[strip] / scale)[:, None]), logits)
                     sums.add_bias(slope)

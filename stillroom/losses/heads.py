@@ -33,6 +33,34 @@ class TeacherHead:
     softcap: float | None = None
 
 
+def check_head(
+    side: str,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    lora: LoRA | None = None,
+    softcap: float | None = None,
+) -> None:
+    """Raise ValueError unless the parts of a head fit each other; nothing is broadcast."""
+    if hidden.dim() != 2 or weight.dim() != 2 or weight.shape[1] != hidden.shape[1]:
+        raise ValueError(
+            f"{side}_hidden must be [tokens, hidden] and {side}_weight [vocab, hidden], "
+            f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    vocab, width = weight.shape
+    if bias is not None and bias.shape != (vocab,):
+        raise ValueError(f"the {side}'s bias must have shape ({vocab},), got {tuple(bias.shape)}")
+    if lora is not None:
+        a, b, _ = lora
+        if a.dim() != 2 or a.shape[1] != width or b.shape != (vocab, a.shape[0]):
+            raise ValueError(
+                f"the {side}'s adapter must be A [rank, {width}] and B [{vocab}, rank], "
+                f"got {tuple(a.shape)} and {tuple(b.shape)}"
+            )
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"the {side}'s softcap must be positive, or None for no cap; got {softcap}")
+
+
 @dataclass
 class Head:
     """logits = cap(scale * (hidden W' + LoRA + bias)): products for a chunk, the rest for a few rows at a time.

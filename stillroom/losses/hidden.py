@@ -80,8 +80,14 @@ class Projections(nn.Module):
                 nn.init.zeros_(linear.bias)
             self.maps["->".join(map(str, pair))] = linear
 
-    def forward(self, student_layer: int, states: Tensor) -> Tensor:
+    def forward(self, student_layer: int, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """States of this student layer `[..., student width]` as `[..., teacher width]`.
+
+        Args:
+            student_layer: one of the layer map's.
+            states: any floating dtype.
+            mask: bool `[...]`; where False the states count as 0, so that NaN there does not reach the map's
+                gradient, which is a sum over all of them.
 
         Raises:
             ValueError: the layer is not in the map.
@@ -89,6 +95,8 @@ class Projections(nn.Module):
         if student_layer not in self.layer_map:
             raise ValueError(f"student layer {student_layer} is not in the map {self.layer_map}")
         linear = self.maps[f"{student_layer}->{self.layer_map[student_layer]}"]
+        if mask is not None:
+            states = states.masked_fill(~mask.bool().unsqueeze(-1), 0)
         return linear(states.to(next(linear.parameters()).dtype))
 
 
@@ -116,7 +124,8 @@ class Hint(nn.Module):
         self, guided: Tensor, hint: Tensor, *, kind: str = "mse", mask: Tensor | None = None
     ) -> Tensor:
         """`hidden_state_loss` of the regressed guided states and the hint, one value a token."""
-        return hidden_state_loss(self.regressor(self.student_layer, guided), hint, kind=kind, mask=mask)
+        regressed = self.regressor(self.student_layer, guided, mask)
+        return hidden_state_loss(regressed, hint, kind=kind, mask=mask)
 
 
 @dataclass(frozen=True)

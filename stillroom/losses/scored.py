@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stillroom.losses.divergences import SKEW, check_skew, check_temperature
+from stillroom.losses.logspace import exact
 from stillroom.losses.scores import ScoredTokens
 from stillroom.losses.sparse import differentiable
 from stillroom.losses.targets import check_distinct
@@ -79,7 +80,7 @@ def check_scores(targets: ScoredTokens, vocab: int, alpha: float) -> None:
     if low < 0 or high >= vocab:
         raise ValueError(f"targets hold token ids {low} to {high}, the student has {vocab} columns")
     check_distinct(targets.ids)
-    most = float(targets.teacher_logprobs.double().exp().sum(-1).max())
+    most = float(exact(targets.teacher_logprobs).exp().sum(-1).max())
     if not most <= 1.01:  # what log-probabilities in bf16 may sum to
         raise ValueError(f"the teacher's probabilities of a position sum to {most}: not log-probabilities")
     if targets.sampled and alpha == 0 and (targets.teacher_logprobs == -math.inf).any():

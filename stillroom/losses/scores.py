@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from stillroom.losses.logspace import exact
+
 
 @dataclass(frozen=True, eq=False)
 class ScoredTokens:
@@ -49,12 +51,12 @@ class ScoredTokens:
         return self.ids.shape[0]
 
     def log_tail(self) -> Tensor:
-        """float64 `[tokens]`: the log of the teacher's mass on all tokens that are not scored.
+        """`[tokens]`, as exact as the device can: the log of the teacher's mass on all tokens that are not scored.
 
         At least log 1e-7: what log-probabilities in fp32 leave over is not known better, and a bucket that is
         almost empty must stay a finite place to push the student out of.
         """
-        return (1 - self.teacher_logprobs.double().exp().sum(-1)).clamp(min=1e-7).log()
+        return (1 - exact(self.teacher_logprobs).exp().sum(-1)).clamp(min=1e-7).log()
 
     def select(self, rows: Tensor | slice) -> ScoredTokens:
         """The positions picked by a slice, an int64 index or a bool mask, in that order."""

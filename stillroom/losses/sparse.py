@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stillroom.losses.divergences import check_temperature, widened
+from stillroom.losses.logspace import exact
 from stillroom.losses.targets import SparseTargets
 
 
@@ -105,9 +106,9 @@ def value_and_gradient(
     x, sums, whole = _exponentials(x)
     surprise = (whole.squeeze(1)[rows] - kept).masked_fill(weights == 0, 0)
     # One entry after the other, in float64: with a whole vocabulary kept, fp32 was off in the fourth digit.
-    nothing = x.new_zeros(x.shape[0], dtype=torch.float64)
-    values = nothing.index_add(0, rows, (weights * surprise).double())
-    mass = nothing.index_add(0, rows, weights.double()).to(x.dtype)[:, None]
+    nothing = exact(x.new_zeros(x.shape[0]))
+    values = nothing.index_add(0, rows, exact(weights * surprise))
+    mass = nothing.index_add(0, rows, exact(weights)).to(x.dtype)[:, None]
     if rest is not None:
         rest, sums_outside, outside = _exponentials(rest)
         tail = tail.masked_fill(sums_outside == 0, 0)  # all tokens kept: what the tail still says is rounding

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from stillroom.losses.logspace import exact
+
 
 @dataclass(frozen=True, eq=False)
 class SparseTargets:
@@ -84,7 +86,7 @@ class SparseTargets:
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
         check_distinct(ids)
-        weights = (scores.double() / temperature).softmax(-1)
+        weights = (exact(scores) / temperature).softmax(-1)
         tokens, k = ids.shape
         return SparseTargets(
             ids.flatten(),
@@ -134,8 +136,11 @@ class SparseTargets:
 
     def check_vocab(self, vocab: int) -> None:
         """Raise ValueError if an id does not fit a vocabulary of this size."""
-        if self.kept and (largest := int(self.ids.max())) >= vocab:
-            raise ValueError(f"targets hold token id {largest}, the student has {vocab} columns")
+        if not self.kept:
+            return
+        for extreme in (int(self.ids.min()), int(self.ids.max())):
+            if not 0 <= extreme < vocab:
+                raise ValueError(f"targets hold token id {extreme}, the student has {vocab} columns")
 
     def select(self, rows: Tensor | slice) -> Self:
         """The positions picked by a slice, an int64 index or a bool mask, in that order."""

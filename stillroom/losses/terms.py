@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stillroom.losses import divergences, scored, slopes, sparse
-from stillroom.losses.heads import Head, TeacherHead
+from stillroom.losses.heads import Head, TeacherHead, check_head
 from stillroom.losses.products import operand, product_dtype
 from stillroom.losses.scores import ScoredTokens
 from stillroom.losses.targets import SparseTargets
@@ -75,8 +75,11 @@ class Terms:
 
     def check(self, tokens: int, vocab: int) -> None:
         """Raise ValueError unless teacher and labels fit a student of this many positions and columns."""
-        if self.hard and self.labels is not None and self.labels.shape != (tokens,):
-            raise ValueError(f"labels must have shape ({tokens},), got {tuple(self.labels.shape)}")
+        labels = self.labels if self.hard else None
+        if labels is not None and (labels.shape != (tokens,) or labels.is_floating_point()):
+            raise ValueError(
+                f"labels must be int64 of shape ({tokens},), got {labels.dtype} of {tuple(labels.shape)}"
+            )
         if not self.soft:
             return
         if isinstance(self.teacher, SparseTargets):
@@ -88,6 +91,9 @@ class Terms:
         states = self.teacher.hidden if isinstance(self.teacher, TeacherHead) else self.teacher
         if states is not None and (states.dim() != 2 or states.shape[0] != tokens):
             raise ValueError(f"the teacher must have {tokens} positions, got shape {tuple(states.shape)}")
+        if isinstance(self.teacher, TeacherHead):
+            head = self.teacher
+            check_head("teacher", head.hidden, head.weight, head.bias, softcap=head.softcap)
 
     def strips(
         self, places: Sequence[Tensor], chunks: Sequence[Tensor], vocab: int

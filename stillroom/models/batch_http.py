@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from contextlib import suppress
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import aiohttp
 
@@ -40,21 +41,42 @@ class BatchHttp:
         return str(self._json("POST", "/files", file=path)["id"])
 
     def create(self, file_id: str, name: str) -> str:
-        """Have a file's requests answered; the batch's id. `name` finds it again by `find`."""
+        """Have a file's requests answered; the batch's id. `name` finds it again by `find`.
+
+        A call that came to nothing may have made the batch all the same, and a second one would be paid for as well: it is
+        looked for before another call is made.
+
+        Raises:
+            ServiceFault: call after call came to nothing.
+        """
         body = {
             "input_file_id": file_id,
             "endpoint": "/v1/chat/completions",
             "completion_window": "24h",
             "metadata": {"stillroom": name},
         }
-        return str(self._json("POST", "/batches", body=body)["id"])
+        for attempt in range(_ATTEMPTS):
+            try:
+                return str(self._json("POST", "/batches", body=body, attempts=1)["id"])
+            except ServiceFault as fault:
+                told = fault
+            time.sleep(backoff(attempt, self._first_wait))
+            if (made := self.find(name)) is not None:
+                return made
+        raise told
 
     def find(self, name: str) -> str | None:
-        """The id of the batch that was made under this name, if there is one among the last hundred."""
-        for batch in self._json("GET", "/batches?limit=100").get("data") or []:
-            if (batch.get("metadata") or {}).get("stillroom") == name:
-                return str(batch["id"])
-        return None
+        """The id of the batch that was made under this name, if there is one."""
+        after = ""
+        while True:
+            told = self._json("GET", f"/batches?limit=100{after}")
+            batches = told.get("data") or []
+            for batch in batches:
+                if (batch.get("metadata") or {}).get("stillroom") == name:
+                    return str(batch["id"])
+            if not batches or not told.get("has_more"):
+                return None
+            after = f"&after={batches[-1]['id']}"
 
     def look(self, batch_id: str) -> dict[str, Any]:
         """What the API says of a batch."""
@@ -76,38 +98,48 @@ class BatchHttp:
         body: dict[str, Any] | None = None,
         file: Path | None = None,
         into: Path | None = None,
+        attempts: int = _ATTEMPTS,
     ) -> dict[str, Any]:
-        return self._runner.run(self._call(method, route, body, file, into))
+        return self._runner.run(self._call(method, route, body, file, into, attempts))
 
     async def _call(
-        self, method: str, route: str, body: dict[str, Any] | None, file: Path | None, into: Path | None
+        self,
+        method: str,
+        route: str,
+        body: dict[str, Any] | None,
+        file: Path | None,
+        into: Path | None,
+        attempts: int,
     ) -> dict[str, Any]:
         told = ""
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(attempts):
             wait = None
             try:
-                async with (
-                    aiohttp.ClientSession(headers=self.endpoint.headers, timeout=self._timeout) as session,
-                    session.request(
-                        method, self.endpoint.url + route, json=body, data=_form(file) if file else None
-                    ) as response,
-                ):
-                    if response.status < 300:
-                        return await _taken(response, into)
-                    wait = retry_after(response.headers)
-                    told = await self._fault(response)
+                with ExitStack() as opened:
+                    form = _form(opened.enter_context(file.open("rb")), file.name) if file else None
+                    async with (
+                        aiohttp.ClientSession(
+                            headers=self.endpoint.headers, timeout=self._timeout
+                        ) as session,
+                        session.request(method, self.endpoint.url + route, json=body, data=form) as response,
+                    ):
+                        if response.status < 300:
+                            return await _taken(response, into)
+                        wait = retry_after(response.headers)
+                        told = await self._fault(response)
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 told = self.endpoint.clean(error)
-            await asyncio.sleep(wait or backoff(attempt, self._first_wait))
+            if attempt + 1 < attempts:
+                await asyncio.sleep(wait or backoff(attempt, self._first_wait))
         raise ServiceFault(
             f"the batch endpoint of {self.endpoint.url} keeps failing",
-            got=f"{method} {route.partition('?')[0]}, {_ATTEMPTS} times: {told}",
+            got=f"{method} {route.partition('?')[0]}, {attempts} times: {told}",
             do="run the same command again later: batches that were handed in are found again",
         )
 
     async def _fault(self, response: aiohttp.ClientResponse) -> str:
         """What an error status says; TeacherError where no retry mends it."""
-        text = (await response.read())[:2000].decode(errors="replace")
+        text = (await response.read())[:20_000].decode(errors="replace")
         with suppress(ValueError):
             text = error_text(json.loads(text))
         said = f"HTTP {response.status}: {self.endpoint.clean(text)}"
@@ -122,10 +154,10 @@ class BatchHttp:
         return said
 
 
-def _form(file: Path) -> aiohttp.FormData:
+def _form(file: IO[bytes], name: str) -> aiohttp.FormData:
     form = aiohttp.FormData()
     form.add_field("purpose", "batch")
-    form.add_field("file", file.open("rb"), filename=file.name, content_type="application/jsonl")
+    form.add_field("file", file, filename=name, content_type="application/jsonl")
     return form
 
 

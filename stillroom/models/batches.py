@@ -76,8 +76,12 @@ class BatchModel:
         self._journal = SyncedLines(folder / "journal.jsonl")
         self._open: dict[str, str | None] = {}
         """Batches that are not collected by name; the id at the API, or None where it is not known (yet)."""
+        self._under_way = set[str]()
+        """Keys of their requests."""
         for line in read_lines(folder / "journal.jsonl"):
-            if line["state"] == "collected":
+            if line.get("url", self._http.endpoint.url) != self._http.endpoint.url:
+                continue  # another API's, which is asked again when the recipe names it again
+            if line["state"] in ("collected", "dropped"):
                 self._open.pop(line["name"], None)
             else:
                 self._open[line["name"]] = line.get("id")
@@ -94,21 +98,27 @@ class BatchModel:
             TeacherError: the key is wrong, or there is no batch endpoint.
             ServiceFault: the endpoint kept failing.
         """
-        under_way = {line["key"] for name in self._open for line in read_lines(self._requests(name))}
-        fresh = self._chunks((request for request in requests if request.key not in under_way), sampling)
         for name in [name for name, known in self._open.items() if known is None]:
-            self._hand_in(name, sampling, again=True)
-        exhausted = False
-        while self._open or not exhausted:
-            while not exhausted and len(self._open) < _OPEN:
-                chunk = next(fresh, None)
-                exhausted = chunk is None
+            self._find_again(name)
+        self._under_way = {line["key"] for name in self._open for line in read_lines(self._requests(name))}
+        fresh = self._chunks(
+            (request for request in requests if request.key not in self._under_way), sampling
+        )
+        most, waiting, exhausted = _OPEN, list[list[Request]](), False
+        while self._open or waiting or not exhausted:
+            while len(self._open) < most and (waiting or not exhausted):
+                chunk = waiting.pop() if waiting else next(fresh, None)
+                exhausted = exhausted or chunk is None
                 if chunk:
                     self._hand_in(self._keep(chunk), sampling)
             over = False
             for name, batch_id in list(self._open.items()):
                 batch = self._http.look(batch_id or "")
-                if batch.get("status") in _OVER:
+                if _is_one_too_many(batch) and len(self._open) > 1:
+                    most = len(self._open) - 1
+                    waiting.append(list(self._kept(name)))
+                    self._drop(name)
+                elif batch.get("status") in _OVER:
                     over = True
                     yield from self._collect(name, batch)
             if self._open and not over:
@@ -149,21 +159,41 @@ class BatchModel:
         """Write down what is about to be handed in, and under which name."""
         name = content_key([request.key for request in chunk], time.time_ns())[:16]
         write_lines(self._requests(name), (vars(request) for request in chunk))
-        self._journal.append([{"name": name, "state": "written"}])
+        self._note(name, "written")
         self._open[name] = None
         return name
 
-    def _hand_in(self, name: str, sampling: Sampling, *, again: bool = False) -> None:
-        """Make the batch, unless a killed process did."""
-        batch_id = self._http.find(name) if again else None
-        if batch_id is None:
-            upload = self._folder / f"{name}.upload.jsonl"
-            with upload.open("wb") as file:
-                file.writelines(self._line(request, sampling) for request in self._kept(name))
-            batch_id = self._http.create(self._http.upload(upload), name)
-            upload.unlink()
-        self._journal.append([{"name": name, "state": "handed in", "id": batch_id}])
+    def _hand_in(self, name: str, sampling: Sampling) -> None:
+        """Make the batch."""
+        upload = self._folder / f"{name}.upload.jsonl"
+        with upload.open("wb") as file:
+            file.writelines(self._line(request, sampling) for request in self._kept(name))
+        batch_id = self._http.create(self._http.upload(upload), name)
+        upload.unlink()
+        self._note(name, "handed in", batch_id)
         self._open[name] = batch_id
+
+    def _find_again(self, name: str) -> None:
+        """A batch of which a killed process did not note that it had made it: found, or forgotten if it was not made.
+
+        Its requests come anew then; handed in as they lie here they would be asked with today's settings.
+        """
+        batch_id = self._http.find(name)
+        if batch_id is None:
+            self._drop(name)
+        else:
+            self._note(name, "handed in", batch_id)
+            self._open[name] = batch_id
+
+    def _drop(self, name: str) -> None:
+        """Forget a batch in which nothing was answered."""
+        self._note(name, "dropped")
+        del self._open[name]
+        self._requests(name).unlink(missing_ok=True)
+
+    def _note(self, name: str, state: str, batch_id: str | None = None) -> None:
+        line = {"name": name, "state": state, "url": self._http.endpoint.url}
+        self._journal.append([line | ({"id": batch_id} if batch_id else {})])
 
     def _kept(self, name: str) -> Iterator[Request]:
         for line in read_lines(self._requests(name)):
@@ -172,6 +202,7 @@ class BatchModel:
     def _collect(self, name: str, batch: dict[str, Any]) -> Iterator[list[Pair]]:
         """The answers of a batch that is over; noted as collected once the last were taken over."""
         waiting = {request.key: request for request in self._kept(name)}
+        asked = list(waiting)
         group: list[Pair] = []
         output = self._folder / f"{name}.output.jsonl"
         for file_id in filter(None, (batch.get("output_file_id"), batch.get("error_file_id"))):
@@ -179,31 +210,39 @@ class BatchModel:
             for line in read_lines(output):
                 request = waiting.pop(line.get("custom_id", ""), None)
                 if request is not None:  # an id that comes twice counts once
-                    group.append((request, _reply(line)))
+                    group.append((request, self._reply(line)))
                 if len(group) >= _GROUP:
                     yield group
                     group = []
-        errors = (batch.get("errors") or {}).get("data") or [{}]
-        told = f"the batch {batch.get('status')}: {error_text(errors[0]) if errors[0] else 'without this answer'}"
+        errors = (batch.get("errors") or {}).get("data") or []
+        why = self._http.endpoint.clean(error_text(errors[0])) if errors else "without this answer"
+        told = f"the batch {batch.get('status')}: {why}"
         group += [(request, ChatReply("", "failed", error=told)) for request in waiting.values()]
         if group:
             yield group
-        self._journal.append([{"name": name, "state": "collected"}])
+        self._note(name, "collected")
         del self._open[name]
+        self._under_way.difference_update(asked)
         output.unlink(missing_ok=True)
         self._requests(name).unlink()
 
+    def _reply(self, line: dict[str, Any]) -> Reply:
+        """One line of a batch's output or error file."""
+        clean = self._http.endpoint.clean
+        response = line.get("response") or {}
+        body = response.get("body")
+        if response.get("status_code") == 200:
+            try:
+                return read_reply(body, 0.0)
+            except Malformed as error:
+                return ChatReply("", "failed", error=clean(error))
+        told = line.get("error") or body
+        refused = error_code(body) == "content_filter"
+        text = f"HTTP {response.get('status_code', '?')}: {clean(error_text(told))}"
+        return ChatReply("", "refused" if refused else "failed", error=text)
 
-def _reply(line: dict[str, Any]) -> Reply:
-    """One line of a batch's output or error file."""
-    response = line.get("response") or {}
-    body = response.get("body")
-    if response.get("status_code") == 200:
-        try:
-            return read_reply(body, 0.0)
-        except Malformed as error:
-            return ChatReply("", "failed", error=str(error))
-    told = line.get("error") or body
-    refused = error_code(body) == "content_filter"
-    text = f"HTTP {response.get('status_code', '?')}: {error_text(told)}"
-    return ChatReply("", "refused" if refused else "failed", error=text)
+
+def _is_one_too_many(batch: dict[str, Any]) -> bool:
+    """Whether a batch was not taken on because too much waits already; it is handed in again once another is over."""
+    errors = (batch.get("errors") or {}).get("data") or [{}]
+    return batch.get("status") == "failed" and errors[0].get("code") == "token_limit_exceeded"

@@ -16,6 +16,7 @@ from stillroom.models.chat_completions import (
     error_code,
     error_text,
     payload,
+    prompt_tokens,
     read_reply,
 )
 from stillroom.models.endpoint import Endpoint
@@ -90,6 +91,10 @@ class ChatClient:
             await self._session.close()
             self._session = None
 
+    def prompt_tokens(self, request: Request) -> int:
+        """About how many tokens a request's prompt is, tools included."""
+        return prompt_tokens(request, self._parameters)
+
     async def ask(self, ticket: Ticket, request: Request, sampling: Sampling) -> ChatReply:
         """One attempt.
 
@@ -110,12 +115,14 @@ class ChatClient:
                 self.endpoint.refuse("cannot be reached", self.endpoint.clean(error), do)
             raise Passing(self.endpoint.clean(error)) from None
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise Passing(self.endpoint.clean(error)) from None
+            # Whoever is cut off while it answers has computed, and bills, some of it.
+            paid = isinstance(error, (TimeoutError, aiohttp.ClientPayloadError))
+            raise Passing(self.endpoint.clean(error), paid=paid) from None
         self.throttle.heard(ticket, response.headers)
         try:
             told = json.loads(content)
         except (ValueError, RecursionError):
-            told = content[:2000].decode(errors="replace")
+            told = content[:20_000].decode(errors="replace")
         if response.status == 200:
             return self._reply(told, response.content_type, time.perf_counter() - begun)
         wait = retry_after(response.headers)
@@ -162,7 +169,7 @@ class ChatClient:
             self._limit_key = "max_completion_tokens"
             raise Passing(text, 0.01)
         refused = error_code(told) == "content_filter"
-        return ChatReply("", "refused" if refused else "failed", error=text)
+        return ChatReply("", "refused" if refused else "failed", error=text, turned_down=not refused)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

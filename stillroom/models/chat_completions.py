@@ -29,6 +29,8 @@ class ChatReply(Reply):
 
     tool_calls: list[dict[str, Any]] | None = None
     cached_tokens: int = 0
+    turned_down: bool = False
+    """The API was there and did not take this very request: too long a prompt, a schema that it does not know."""
 
 
 def payload(
@@ -66,11 +68,32 @@ def payload(
     return body
 
 
-def estimated_tokens(messages: Iterable[Message]) -> int:
-    """About how many tokens a prompt is: four bytes each, and a few around every message."""
-    return 3 + sum(
-        4 + (len(str(message.get("content") or "").encode(errors="replace")) + 3) // 4 for message in messages
-    )
+def estimated_tokens(messages: Iterable[Message], parameters: Mapping[str, Any] | None = None) -> int:
+    """About how many tokens a prompt is: four bytes each, and a few around every message.
+
+    Args:
+        messages: the conversation.
+        parameters: of a request's body; tools and the answer's form are part of the prompt.
+    """
+    total = 3
+    for message in messages:
+        total += 4 + _quarter(str(message.get("content") or ""))
+        if message.get("tool_calls"):
+            total += _quarter(json.dumps(message["tool_calls"]))
+    for name in ("tools", "response_format"):
+        if parameters and parameters.get(name):
+            total += _quarter(json.dumps(parameters[name]))
+    return total
+
+
+def prompt_tokens(request: Request, parameters: Mapping[str, Any] | None = None) -> int:
+    """About how many tokens a request's prompt is; `parameters` are those of every request, its own come before them."""
+    own = request.parameters if isinstance(request, ChatRequest) else {}
+    return estimated_tokens(request.messages, {**(parameters or {}), **own} if parameters or own else None)
+
+
+def _quarter(text: str) -> int:
+    return (len(text.encode(errors="replace")) + 3) // 4
 
 
 def read_reply(body: Any, seconds: float) -> ChatReply:
@@ -115,10 +138,10 @@ def _content(content: Any) -> str:
 
 
 def error_text(body: Any) -> str:
-    """What an error response says, in one line."""
+    """What an error response says, at length: `Endpoint.clean` shortens it once no key can be cut in two any more."""
     error = body.get("error", body) if isinstance(body, dict) else body
     text = error.get("message", error) if isinstance(error, dict) else error
-    return " ".join(str(text)[:2000].split())[:300]
+    return str(text)
 
 
 def error_code(body: Any) -> str:

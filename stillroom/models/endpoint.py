@@ -47,7 +47,7 @@ class Endpoint:
         """The endpoint of an API's name, with the key from the environment.
 
         Raises:
-            TeacherError: the address is none, or the default provider's key is not set.
+            TeacherError: the address or the key is none, or the default provider's key is not set.
         """
         url, key = base_url(api), os.environ.get(key_env, "").strip()
         if not key and url == _DEFAULT_URL:
@@ -56,6 +56,13 @@ class Endpoint:
                 got=f"${key_env} is not set",
                 expected="the key in that environment variable",
                 do=f"export {key_env}=... , or name another variable in teacher.api_key_env",
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise TeacherError(
+                f"${key_env} is no API key",
+                got="characters that no HTTP header can hold",
+                expected="one line of ASCII",
+                do=f"copy the key into ${key_env} again",
             )
         return cls(url, key_env, key)
 
@@ -66,8 +73,9 @@ class Endpoint:
 
     def clean(self, text: object) -> str:
         """One line of at most 300 characters without the key."""
-        line = " ".join(str(text)[:2000].split())[:300] or type(text).__name__
-        return line.replace(self.key, "[key]") if self.key else line
+        # The key goes before the line is shortened, which might leave a part of it.
+        whole = str(text).replace(self.key, "[key]") if self.key else str(text)
+        return " ".join(whole[:2000].split())[:300] or type(text).__name__
 
     def refuse(self, what: str, got: str, do: str) -> NoReturn:
         """Raise TeacherError: the teacher at this address does `what`."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging
 
-from stillroom.contracts.errors import ModelError
+from stillroom.contracts.errors import MissingExtra, ModelError
 from stillroom.contracts.records import Reply, Request, Sampling
 from stillroom.models.decoding import decode
 from stillroom.models.hardware import bfloat16_is_quick
@@ -30,14 +34,17 @@ class LocalModel:
 
     Args:
         reference: the folder or hub id.
-        dtype: number format of the weights; `auto` is bfloat16 where the hardware is quick at it, else float32.
-        device: where the model lies; default every GPU there is, else the CPU.
+        dtype: number format of the weights; `auto` is bfloat16 where the hardware is quick at it, else float32. `8-bit`
+            and `4-bit` (NF4) quantise them while they are loaded, with bitsandbytes.
+        device: where the model lies; default the GPUs, what they cannot take in the CPU's memory, and what that cannot
+            take on disk, read layer by layer at every step (accelerate's offloading); or a map of its parts to places.
         batch_size: rows generated or scored at once.
         trust_remote_code: run Python code that comes with the model.
         renderer: default the model's own.
 
     Raises:
         ModelError: there is no whole, loadable model at the reference.
+        MissingExtra: bitsandbytes is needed and not installed.
     """
 
     def __init__(
@@ -45,17 +52,20 @@ class LocalModel:
         reference: Path | str,
         *,
         dtype: str = "auto",
-        device: str | None = None,
+        device: str | dict[str, str] | None = None,
         batch_size: int = 64,
         trust_remote_code: bool = False,
         renderer: Renderer | None = None,
     ) -> None:
         self.name = str(reference)
         self.batch_size = batch_size
-        place = device or ("auto" if torch.cuda.is_available() else "cpu")
-        if dtype == "auto":
-            dtype = "bfloat16" if bfloat16_is_quick() else "float32"
-        self.model = _load(self.name, getattr(torch, dtype), place, trust_remote_code)
+        spill = mkdtemp(prefix="stillroom-offload-")
+        self._clean = weakref.finalize(self, shutil.rmtree, spill, ignore_errors=True)
+        self.model = _load(self.name, dtype, device or "auto", trust_remote_code, spill)
+        hook = getattr(self.model, "_hf_hook", None)
+        # An offloaded model's weights lie nowhere (meta) until a layer's turn comes.
+        self.device = torch.device(getattr(hook, "execution_device", None) or self.model.device)
+        """Where inputs go."""
         self.renderer = renderer or Renderer.load(reference, trust_remote_code=trust_remote_code)
         self.vocab_size: int = self.model.get_output_embeddings().weight.shape[0]
         """Width of the logits; the head may be padded beyond the tokenizer."""
@@ -124,6 +134,7 @@ class LocalModel:
     def close(self) -> None:
         """Free the weights; calling twice is harmless."""
         self.model = None
+        self._clean()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -148,7 +159,7 @@ class LocalModel:
         attention = torch.tensor([[1] * len(row.ids) + [0] * (length - len(row.ids)) for row in rows])
         # The logits at position j predict token j + 1.
         keep = torch.tensor([row.mask[1:] + [False] * (length - len(row.mask) + 1) for row in rows])
-        device = self.model.device
+        device = self.device
         if not any(counts):
             return [torch.empty(0, self.vocab_size, device=device) for _ in rows]
         # Padding lies on the right, behind everything that a causal model looks at.
@@ -161,7 +172,10 @@ class LocalModel:
         return list(logits.float().reshape(-1, self.vocab_size).split(counts))
 
 
-def _load(name: str, dtype: torch.dtype, place: str, trust_remote_code: bool) -> Any:
+def _load(name: str, dtype: str, place: Any, trust_remote_code: bool, spill: str) -> Any:
+    quick = "bfloat16" if bfloat16_is_quick() else "float32"
+    quantised = _quantisation(dtype, getattr(torch, quick))
+    number = getattr(torch, quick if dtype == "auto" or quantised else dtype)
     with _explained(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         if type(config) not in AutoModelForCausalLM._model_mapping and not trust_remote_code:
@@ -169,16 +183,34 @@ def _load(name: str, dtype: torch.dtype, place: str, trust_remote_code: bool) ->
         logging.disable_progress_bar()
         model, info = AutoModelForCausalLM.from_pretrained(
             name,
-            dtype=dtype,
+            dtype=number,
             device_map=place,
+            offload_folder=spill,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **quantised,
         )
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
     return model.eval()
+
+
+def _quantisation(dtype: str, compute: torch.dtype) -> dict[str, Any]:
+    """What makes transformers quantise weights while it loads them; nothing for other number formats."""
+    if dtype not in ("8-bit", "4-bit"):
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra(
+            f"loading a teacher in {dtype} needs bitsandbytes",
+            got="it is not installed",
+            do="pip install bitsandbytes; or set teacher.dtype to bfloat16, or give the teacher as a .gguf file",
+        )
+    if dtype == "8-bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    return {"quantization_config": nf4}
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from stillroom.contracts.errors import ModelError
 from stillroom.contracts.records import Message
 
 THINK = "<think>"
+SOURCE = "source"
+"""The role of a turn that says where a text stands. It is shown to no model: what follows it is read as plain text."""
 _PROBE = "stillroom"
 
 
@@ -105,10 +107,15 @@ class Renderer:
         return _hash(self.tokenizer.chat_template)
 
     @cached_property
-    def _opening(self) -> list[int]:
-        """The beginning-of-sequence token where the tokenizer adds one; templates write theirs as text."""
+    def _beginning(self) -> list[int]:
+        """The beginning-of-sequence token where the tokenizer adds one."""
         bos = self.tokenizer.bos_token_id
-        return [bos] if self.plain and bos is not None and bos in self.tokenizer("").input_ids else []
+        return [bos] if bos is not None and bos in self.tokenizer("").input_ids else []
+
+    @property
+    def _opening(self) -> list[int]:
+        """What comes before a conversation; templates write theirs as text."""
+        return self._beginning if self.plain else []
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """What a model is shown before it answers.
@@ -122,7 +129,8 @@ class Renderer:
         """A whole conversation, with its last turn, the assistant's, to be predicted.
 
         Prompt and completion are tokenised together. From the first completion token to the end-of-turn token all
-        is predicted; what the template writes after that is cut off.
+        is predicted; what the template writes after that is cut off. Where a turn has the role SOURCE, the last one is
+        no answer but a text, as `text` renders it.
 
         Args:
             messages: the conversation; its last turn is the assistant's.
@@ -131,6 +139,8 @@ class Renderer:
         Raises:
             ModelError: the chat template refuses the conversation.
         """
+        if any(message["role"] == SOURCE for message in messages):
+            return self.text(messages[-1]["content"])
         prompt, full = self._prompt_and_full(messages)
         encoded = self._encode(full, return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]
@@ -143,6 +153,15 @@ class Renderer:
             ids.append(encoded["input_ids"][last] if last is not None else self.end_of_turn)
         ids, start = self._opening + ids, max(1, len(self._opening) + start)
         return Rendered(ids, [j >= start for j in range(len(ids))])
+
+    def text(self, text: str) -> Rendered:
+        """A text without a chat template or an end: all is predicted but the first token, which nothing precedes."""
+        ids = [*self._beginning, *self._encode(text)["input_ids"]]
+        return Rendered(ids, [place > 0 for place in range(len(ids))])
+
+    def token_starts(self, text: str) -> list[int]:
+        """At which character each of a text's tokens begins; without the beginning-of-sequence token."""
+        return [start for start, _ in self._encode(text, return_offsets_mapping=True)["offset_mapping"]]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""

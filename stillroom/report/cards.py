@@ -104,6 +104,8 @@ def dataset_card(
         held_out=[PurePath(name).name for name in held_out],
         contamination=counts.get("contamination") or {},
         check=_CHECKS.get(recipe.filter.verify),
+        facts=_facts(counts, recipe),
+        judge=_judge(counts, recipe),
         terms=list(terms.lines()) if terms else [],
         teach=teach or {},
         cell=_cell,
@@ -129,8 +131,55 @@ _STEPS = {
     "right": "not found wrong",
     "agreed": "samples agree",
     "clean": "not in an evaluation file",
+    "sure": "facts not in doubt",
     "lessons": "distinct, at most as many as wanted",
 }
+
+
+_DOUBTED = {
+    "flag": "marked (`checks.facts` is false) and listed in review.jsonl",
+    "drop": "left out",
+    "review": "held back for somebody to look at",
+}
+
+
+def _facts(counts: dict[str, Any], recipe: Recipe) -> str | None:
+    """What share of the answers had their facts compared, and with what."""
+    found = counts.get("facts")
+    if not found or not found.get("answers"):
+        return None
+    examined, ways = found.get("examined", 0), []
+    for key, text in (
+        ("document", "a document"), ("samples", "other samples of the same question"),
+        ("probabilities", "the teacher's own probabilities"),
+    ):  # fmt: skip
+        if found.get(key):
+            ways.append(f"{number(found[key])} with {text}")
+    compared = ": " + ", ".join(ways) if ways else ""
+    return (
+        f"Names, dates and numbers of {percent(examined / found['answers'])} of the whole answers were compared{compared}. "
+        f"{number(found.get('in doubt', 0))} answers were in doubt and, unless held against a right answer, "
+        f"{_DOUBTED[recipe.filter.facts]}. What is false without a name, a date or a number is not found"
+    )
+
+
+def _judge(counts: dict[str, Any], recipe: Recipe) -> str | None:
+    """Who judged, and how often the judge prefers what is right."""
+    found = counts.get("judge")
+    if not found or recipe.filter.judge is None:
+        return None
+    right, wrong = found.get("prefers right", 0), found.get("prefers wrong", 0)
+    tried = (
+        f"of {number(right + wrong)} pairs of a right and a wrong answer that it decided, it preferred the right one in "
+        f"{percent(right / (right + wrong))}"
+        if right + wrong
+        else "no pair of a checked right and wrong answer was there to try it on"
+    )
+    return (
+        "Answers that nothing settles were compared two by two, in both orders, by "
+        f"{public_name(recipe.filter.judge.model)}: {number(found.get('compared', 0))} comparisons, "
+        f"{number(found.get('undecided', 0))} undecided; {tried}"
+    )
 
 
 def _steps(left: dict[str, int]) -> list[tuple[str, int]]:

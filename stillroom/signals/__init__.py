@@ -5,7 +5,7 @@ codes     Signals: sparse targets whose weights are the codes that stand on disk
 capture   logits or an API's top_logprobs in, Signals out, within a budget of bytes a token
 error     how far they are from the teacher, and what another budget would give
 codec     one row (tokens, mask, signals) to bytes and back
-book      rows by content key in a folder of memory-mapped shards; with it header, shards, index, lock, reading
+book      rows by content key in a folder of memory-mapped shards; with it header, shards, index, lookup, lock, reading
 mixture   several teachers of the same tokens, read as one
 showing   a book in lines for people
 """

@@ -2,6 +2,7 @@
 
     header.json                what all rows share; nothing is read at another temperature or tokenizer
     index.jsonl                a line a shard: name, rows, signals, bytes, blake2b
+    lookup.safetensors         where each key's row lies, sorted; follows from the shards
     shard-00000.safetensors    keys, offsets, checksums and packed rows (see `stillroom.signals.codec`)
     .lock                      empty; locked by the one process that writes
 
@@ -34,15 +35,15 @@ from stillroom.signals.header import SHARED, BookHeader
 from stillroom.signals.index import shards_in
 from stillroom.signals.lock import WriterLock
 from stillroom.signals.reading import BookReader
-from stillroom.signals.shards import RECAPTURE, KeyIndex, Shard, shard_bytes
+from stillroom.signals.shards import RECAPTURE, Shard, shard_bytes
 
 
 class Book(BookReader):
     """A folder of captured rows. `create` to write (and go on writing), `open` to read.
 
-    A reader holds 24 bytes a row and maps shards into memory; it may be sent to other processes. A writer
-    also holds the rows of the shard it is filling. As a context manager it closes when the block succeeds.
-    Iterating gives the keys.
+    A reader maps files into memory and holds nothing of a row; it may be sent to other processes. A writer
+    holds the rows of the shard it is filling, and up to 4 bytes for each row of the book. As a context manager it
+    closes when the block succeeds. Iterating gives the keys.
     """
 
     def __init__(self, folder: Path, header: BookHeader, lock: WriterLock | None = None) -> None:
@@ -53,7 +54,7 @@ class Book(BookReader):
             self._reopen_last()
         else:
             self._refuse_lost()
-        self._find_keys()
+        self._find_shards()
 
     @classmethod
     def create(cls, folder: str | Path, header: BookHeader) -> Self:
@@ -143,8 +144,8 @@ class Book(BookReader):
 
     def _write_part(self, folder: str | Path, wanted: NDArray[np.bool_]) -> None:
         with type(self).create(folder, self.header) as part:
-            ours = KeyIndex([self._key_bytes()[wanted]])
-            if strangers := sum(ours.find(key) is None for key in part):
+            ours, theirs = (keys.view("S16")[:, 0] for keys in (self._key_bytes()[wanted], part._key_bytes()))
+            if strangers := int((~np.isin(theirs, ours)).sum()):
                 raise BookError(
                     f"{folder} holds rows that do not belong to this side of the split",
                     got=f"{strangers:,} rows",
@@ -214,6 +215,7 @@ class Book(BookReader):
         if self._lock is not None:
             if self._buffer:
                 self._flush()
+            self._lookup().save()
             self._release()
 
     def _check(self, row: Row) -> None:
@@ -284,4 +286,9 @@ class Book(BookReader):
         self._shards.pop(name, None)
         self._index.add(name, rows=len(self._buffer), signals=self._buffered_signals)
         self._buffer, self._buffered_signals, self._filling = {}, 0, None
-        self._find_keys()
+        self._names.append(name)
+        self._names.sort()
+        if self._places is not None and self._names[-1] == name:
+            self._places.add(self._index.lines[name].blake2b)
+        else:  # the gap that a lost shard left is filled: the numbers after it are others now
+            self._places = None

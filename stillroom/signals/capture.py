@@ -185,16 +185,7 @@ class _TopK:
     """The k most probable tokens that fit the budget, and a bucket."""
 
     def __init__(self, budget: int, vocab: int) -> None:
-        bits = id_bits(vocab)
-        room = 8 * (budget - fixed_bytes(bucket=True)) - 16 + 8
-        self.k = min(room // (bits + 8), COUNT_LIMIT, vocab)
-        if self.k < 1:
-            raise BookError(
-                "the budget of bytes a token does not hold a single token",
-                got=f"{budget} bytes",
-                expected=f"at least {fixed_bytes(bucket=True) + 2 + -(-bits // 8)} for {vocab} tokens",
-                do="raise teach.signal.bytes_per_token",
-            )
+        self.k = entries_within(budget, vocab)
 
     def __call__(self, log_p: Tensor, keys: Tensor, temperature: float) -> Signals:
         top, ids = log_p.topk(self.k, sorted=True)
@@ -202,6 +193,25 @@ class _TopK:
         if self.k == log_p.shape[1]:
             probs /= probs.sum(-1, keepdim=True)  # no token is left to hold what fp32 rounded away
         return _bucketed(probs, ids, keys, temperature)
+
+
+def entries_within(budget: int, vocab: int) -> int:
+    """How many tokens a top-k signal of at most so many bytes lists.
+
+    Raises:
+        BookError: not one.
+    """
+    bits = id_bits(vocab)
+    room = 8 * (budget - fixed_bytes(bucket=True)) - 16 + 8
+    entries = min(room // (bits + 8), COUNT_LIMIT, vocab)
+    if entries < 1:
+        raise BookError(
+            "the budget of bytes a token does not hold a single token",
+            got=f"{budget} bytes",
+            expected=f"at least {fixed_bytes(bucket=True) + 2 + -(-bits // 8)} for {vocab} tokens",
+            do="raise teach.signal.bytes_per_token",
+        )
+    return entries
 
 
 def _bucketed(probs: Tensor, ids: Tensor, keys: Tensor, temperature: float) -> Signals:

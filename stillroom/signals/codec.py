@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillroom.signals.codes import Signals, has_tail, id_bits, signals_of
+from stillroom.signals.codes import Signals, id_bits, signals_read
 
 Bytes = NDArray[np.uint8]
 
@@ -72,29 +72,23 @@ def decode(data: Bytes, vocab: int, *, bucket: bool, temperature: float) -> Row:
     """
     bits, reader = id_bits(vocab), _Reader(data)
     tokens = int(reader.take("<u4", 1)[0])
-    mask = np.unpackbits(reader.take("u1", -(-tokens // 8)), count=tokens, bitorder="little").astype(bool)
+    mask = np.unpackbits(reader.take("u1", -(-tokens // 8)), count=tokens, bitorder="little").view(bool)
     token_ids = unpack(reader.packed(tokens, bits), tokens, bits)
-    signals = int(mask.sum())
-    heads = torch.from_numpy(reader.take("u1", signals).astype(np.int64))
-    draws = (
-        torch.zeros_like(heads) if bucket else torch.from_numpy(reader.take("u1", signals).astype(np.int64))
-    )
-    entropy = torch.from_numpy(reader.take("<u2", signals).astype(np.int64))
-    counts = heads + draws
-    tailed = torch.ones_like(heads, dtype=torch.bool) if bucket else has_tail(heads, counts)
-    tail = torch.zeros_like(heads)
-    tail[tailed] = torch.from_numpy(reader.take("<u2", int(tailed.sum())).astype(np.int64))
-    kept = int(counts.sum())
-    place = torch.arange(kept) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    coded = (place > 0) & (place < torch.repeat_interleave(heads, counts))
-    codes = torch.zeros(kept, dtype=torch.uint8)
-    codes[coded] = torch.from_numpy(reader.take("u1", int(coded.sum())).copy())
+    signals = int(np.count_nonzero(mask))
+    heads = reader.take("u1", signals).astype(np.int64)
+    draws = np.zeros_like(heads) if bucket else reader.take("u1", signals).astype(np.int64)
+    entropy = reader.take("<u2", signals).astype(np.int64)
+    tailed = np.ones(signals, bool) if bucket else (heads > 0) & (draws > 0)
+    tail = np.zeros_like(heads)
+    tail[tailed] = reader.take("<u2", int(np.count_nonzero(tailed)))
+    codes = reader.take("u1", int(np.maximum(heads - 1, 0).sum()))
+    kept = int(heads.sum() + draws.sum())
     ids = unpack(reader.packed(kept, bits), kept, bits)
     reader.finish()
-    targets = signals_of(
-        ids=torch.from_numpy(ids),
+    targets = signals_read(
+        ids=ids,
         heads=heads,
-        counts=counts,
+        draws=draws,
         codes=codes,
         tail_codes=tail,
         entropy_codes=entropy,
@@ -119,12 +113,15 @@ def pack(values: NDArray[np.integer], bits: int) -> Bytes:
 
 def unpack(data: Bytes, count: int, bits: int) -> NDArray[np.int64]:
     """The first `count` values of `bits` bits."""
-    padded = np.concatenate([data, np.zeros(4, np.uint8)]).astype(np.uint32)
-    start = np.arange(count, dtype=np.int64) * bits
-    byte, shift = start >> 3, (start & 7).astype(np.uint32)
-    # 24 bits and a shift of up to 7 lie within four bytes.
-    word = padded[byte] | padded[byte + 1] << 8 | padded[byte + 2] << 16 | padded[byte + 3] << 24
-    return ((word >> shift) & np.uint32((1 << bits) - 1)).astype(np.int64)
+    padded = np.zeros(len(data) + 4, np.uint8)
+    padded[:-4] = data
+    # The four bytes from each place on as one number: 24 bits and a shift of up to 7 lie within them.
+    words = np.ndarray((len(data) + 1,), "<u4", padded, strides=(1,))
+    start = np.arange(count) * bits
+    found = words[start >> 3].astype(np.int64)
+    found >>= start & 7
+    found &= (1 << bits) - 1
+    return found
 
 
 class _Reader:

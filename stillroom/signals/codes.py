@@ -14,7 +14,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stillroom.losses import SparseTargets
@@ -83,7 +85,7 @@ def signals_of(
     bucket: bool,
     temperature: float,
 ) -> Signals:
-    """Read codes: the one place where they become weights, at capture as on disk. Fields as in `Signals`."""
+    """Codes become weights, as `signals_read` has them from disk. Fields as in `Signals`."""
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     rows = torch.repeat_interleave(torch.arange(len(counts), device=ids.device), counts)
     place = torch.arange(ids.shape[0], device=ids.device) - offsets[:-1][rows]
@@ -111,6 +113,63 @@ def signals_of(
     )
 
 
+def signals_read(
+    *,
+    ids: NDArray[np.int64],
+    heads: NDArray[np.int64],
+    draws: NDArray[np.int64],
+    codes: NDArray[np.uint8],
+    tail_codes: NDArray[np.int64],
+    entropy_codes: NDArray[np.int64],
+    bucket: bool,
+    temperature: float,
+) -> Signals:
+    """What `signals_of` makes, to the bit, of columns as they are on disk; in numpy, which does small steps quicker.
+
+    Args:
+        draws: how many of a token's entries are draws.
+        codes: without zeros for the entries that have no code.
+        ids, heads, tail_codes, entropy_codes, bucket, temperature: as in `Signals`.
+    """
+    counts = heads + draws
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    tail = tail_codes / TAIL_LEVELS
+    if not bucket:
+        tail[draws == 0] = 0.0
+        tail[heads == 0] = 1.0
+    coded = np.maximum(heads - 1, 0)
+    levels = _LEVEL_TABLE[codes]
+    others = np.bincount(np.repeat(np.arange(len(heads)), coded), levels, len(heads))
+    # Every entry is first taken for a draw, then those of the head are set.
+    weights = np.repeat(tail / np.maximum(draws, 1), counts)
+    where = _ranges(offsets[:-1] + 1, coded)
+    weights[where] = levels
+    headed = heads > 0
+    weights[offsets[:-1][headed]] = (1 - tail - others)[headed]
+    spread = np.zeros(len(ids), np.uint8)
+    spread[where] = codes
+    return Signals(
+        ids=torch.from_numpy(ids),
+        weights=torch.from_numpy(weights.astype(np.float32)),
+        offsets=torch.from_numpy(offsets),
+        tail_mass=torch.from_numpy((tail if bucket else np.zeros_like(tail)).astype(np.float32)),
+        entropy=torch.from_numpy((entropy_codes / ENTROPY_STEPS).astype(np.float32)),
+        bucket=bucket,
+        temperature=temperature,
+        codes=torch.from_numpy(spread),
+        heads=torch.from_numpy(heads),
+        tail_codes=torch.from_numpy(tail_codes),
+        entropy_codes=torch.from_numpy(entropy_codes),
+    )
+
+
+def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """start, start + 1, ... for each start, as many as its length."""
+    ends = np.cumsum(lengths)
+    return np.arange(int(lengths.sum())) + np.repeat(starts - ends + lengths, lengths)
+
+
 def has_tail(heads: Tensor, counts: Tensor) -> Tensor:
     """Where unbiased samples need a tail mass written: with both head and draws."""
     return (heads > 0) & (counts > heads)
@@ -119,6 +178,9 @@ def has_tail(heads: Tensor, counts: Tensor) -> Tensor:
 def level(codes: Tensor) -> Tensor:
     """float64 weights of codes 0 to 255."""
     return torch.where(codes < _LEVELS, torch.exp(-_STEP * codes.double()), 0.0)
+
+
+_LEVEL_TABLE = level(torch.arange(_LEVELS + 1)).numpy()
 
 
 def round_weights(weights: Tensor, uniforms: Tensor) -> Tensor:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stillroom.contracts.files import write_atomically
 from stillroom.signals.shards import checksum
+
+_SHARD = re.compile(r"shard-.*\.safetensors").fullmatch
 
 
 @dataclass(frozen=True)
@@ -38,21 +42,27 @@ class ShardIndex:
                     lines[str(line.shard)] = line
             except (ValueError, TypeError):
                 continue
-        shards = set(shards_in(folder))
-        self.lost = sorted(set(lines) - shards)
-        self.lines = {name: line for name, line in lines.items() if name in shards}
+        self.sizes = shard_sizes(folder)
+        """Bytes of each shard file that is there, in the order of their names."""
+        self.lost = sorted(set(lines) - set(self.sizes))
+        self.lines = {name: line for name, line in lines.items() if name in self.sizes}
 
     def add(self, name: str, *, rows: int, signals: int) -> None:
         """Give a shard its line; StorageFault leaves the index as it was."""
         path = self.folder / name
         line = ShardLine(name, rows, signals, path.stat().st_size, checksum(path))
         self._write({**self.lines, name: line})
+        self.sizes[name] = line.bytes
 
     def drop(self, name: str) -> ShardLine:
         """Take a shard's line away."""
         line = self.lines[name]
         self._write({other: kept for other, kept in self.lines.items() if other != name})
         return line
+
+    def plausible(self, name: str) -> bool:
+        """Whether the shard has a line and was as long as that says."""
+        return name in self.lines and self.lines[name].bytes == self.sizes[name]
 
     def intact(self, name: str) -> bool:
         """Whether the file is byte for byte what its line says."""
@@ -67,4 +77,10 @@ class ShardIndex:
 
 def shards_in(folder: Path) -> list[str]:
     """Names of the shard files, in order."""
-    return sorted(path.name for path in folder.glob("shard-*.safetensors"))
+    return list(shard_sizes(folder))
+
+
+def shard_sizes(folder: Path) -> dict[str, int]:
+    """Names of the shard files, in order, and their bytes."""
+    with os.scandir(folder) as entries:
+        return dict(sorted((entry.name, entry.stat().st_size) for entry in entries if _SHARD(entry.name)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from stillroom.contracts.errors import BookError
 from stillroom.signals.codec import Bytes, Row, decode
 from stillroom.signals.header import BookHeader, row_key
-from stillroom.signals.index import ShardIndex, shards_in
-from stillroom.signals.shards import RECAPTURE, KeyIndex, Shard
+from stillroom.signals.index import ShardIndex
+from stillroom.signals.lookup import LOOKUP, Lookup
+from stillroom.signals.shards import RECAPTURE, Shard
 
 
 class BookReader:
@@ -23,7 +25,9 @@ class BookReader:
     def __init__(self, folder: Path, header: BookHeader) -> None:
         self.folder, self.header = folder, header
         self._index = ShardIndex(folder)
+        self._names: list[str] = []
         self._shards: dict[str, Shard] = {}
+        self._places: Lookup | None = None
         # The shard that a writer is filling: the name of the file that it replaces, and its rows.
         self._filling: str | None = None
         self._buffer: dict[str, bytes] = {}
@@ -49,10 +53,13 @@ class BookReader:
         return cls(Path(folder), header)
 
     def __len__(self) -> int:
-        return len(self._places) + len(self._buffer)
+        plausible, lines = self._index.plausible, self._index.lines
+        rows = (lines[name].rows if plausible(name) else len(self._shard(name).keys) for name in self._names)
+        return sum(rows) + len(self._buffer)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}  # a pickled memory map would be a copy of the file
+        # A pickled memory map would be a copy of the file.
+        return {**self.__dict__, "_shards": {}, "_places": None}
 
     @property
     def signals(self) -> int:
@@ -74,7 +81,7 @@ class BookReader:
 
     def has(self, key: str) -> bool:
         """Whether the row is in the book, or about to be."""
-        return key in self._buffer or self._places.find(key) is not None
+        return key in self._buffer or self._place(key) is not None
 
     def row(self, key: str) -> Row:
         """One row.
@@ -101,7 +108,10 @@ class BookReader:
                 expected="a line for each in index.jsonl",
                 do="run the capture again: it repairs the index and goes on",
             )
-        if bad := [name for name in self._names if not self._index.intact(name)]:
+        bad = [name for name in self._names if not self._index.intact(name)]
+        if not self._lookup().intact():
+            bad.append(LOOKUP)
+        if bad:
             raise BookError(
                 f"{len(bad)} of the lesson book's {len(self._names)} shards are not as they were written",
                 got=", ".join(bad),
@@ -120,15 +130,42 @@ class BookReader:
         """A row's bytes, compared with their checksum, and where they lie."""
         if (data := self._buffer.get(key)) is not None:
             return np.frombuffer(data, np.uint8), "the row in hand"
-        if (found := self._places.find(key)) is None:
+        if (found := self._place(key)) is None:
             raise BookError(
                 "the lesson book holds no signals for this row",
                 got=f"key {key}",
                 expected=f"one of its {len(self):,} rows",
                 do="capture it: its tokens, its mask or the tokenizer differ from every row's",
             )
-        name = self._names[found[0]]
-        return self._shard(name).row(found[1]), name
+        shard, row = found
+        return shard.row(row), shard.name
+
+    def _place(self, key: str) -> tuple[Shard, int] | None:
+        """The shard and the row's place in it, or None.
+
+        Raises:
+            BookError: the key lay where another lies now.
+        """
+        wanted = bytes.fromhex(key)
+        lookup = self._lookup()
+        while True:
+            for number, row in lookup.candidates(wanted):
+                shard = self._shard(self._names[number])
+                if row < len(shard.keys):
+                    if bytes(shard.keys[row]) == wanted:
+                        return shard, row
+                    shard.row(row)  # another key that begins alike, or a damaged one: then this raises
+            if not lookup.mended():
+                return None
+
+    def _lookup(self) -> Lookup:
+        if self._places is None:
+            plausible, lines = self._index.plausible, self._index.lines
+            digests = [lines[name].blake2b if plausible(name) else None for name in self._names]
+            # Not a method of ours: a circle of references would keep a writer's lock until it is collected.
+            keys = partial(_keys, self.folder, self._shards, self._names)
+            self._places = Lookup(self.folder, digests, keys)
+        return self._places
 
     def _key_bytes(self) -> NDArray[np.uint8]:
         """uint8 `[rows, 16]`, in the order of `keys`."""
@@ -142,10 +179,21 @@ class BookReader:
             )
 
     def _shard(self, name: str) -> Shard:
-        if name not in self._shards:
-            self._shards[name] = Shard(self.folder / name)
-        return self._shards[name]
+        return _opened(self.folder, self._shards, name)
 
-    def _find_keys(self) -> None:
-        self._names = [name for name in shards_in(self.folder) if name != self._filling]
-        self._places = KeyIndex([self._shard(name).keys for name in self._names])
+    def _find_shards(self) -> None:
+        """Which shards there are. Only those without a plausible line are opened; a truncated one is refused here."""
+        self._names = [name for name in self._index.sizes if name != self._filling]
+        for name in self._names:
+            if not self._index.plausible(name):
+                self._shard(name)
+
+
+def _opened(folder: Path, shards: dict[str, Shard], name: str) -> Shard:
+    if name not in shards:
+        shards[name] = Shard(folder / name)
+    return shards[name]
+
+
+def _keys(folder: Path, shards: dict[str, Shard], names: list[str], number: int) -> NDArray[np.uint8]:
+    return _opened(folder, shards, names[number]).keys

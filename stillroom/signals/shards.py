@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from stillroom.contracts.errors import BookError
 
 RECAPTURE = "delete the file and run again: only its rows are captured anew"
+_TENSORS = {"keys": "U8", "offsets": "I64", "checksums": "U32", "data": "U8"}
 
 
 class Shard:
@@ -27,27 +28,14 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.name = path.name
         try:
-            self._map = np.memmap(path, np.uint8, "r")
-            size = int(self._map[:8].view("<u8")[0])
-            header = json.loads(bytes(self._map[8 : 8 + size]))
-            self._start = 8 + size
-            end = self._start + max(
-                entry["data_offsets"][1] for name, entry in header.items() if name[0] != "_"
-            )
-            if end != len(self._map):
-                raise BookError(
-                    f"{path.name} is {'cut short' if end > len(self._map) else 'too long'}",
-                    got=f"{len(self._map):,} bytes",
-                    expected=f"{end:,} bytes",
-                    do=RECAPTURE,
-                )
-            self.keys: NDArray[np.uint8] = self._tensor(header, "keys", "U8").reshape(-1, 16)
-            self.offsets: NDArray[np.int64] = self._tensor(header, "offsets", "I64").view("<i8")
-            self._checksums: NDArray[np.uint32] = self._tensor(header, "checksums", "U32").view("<u4")
-            self.data: NDArray[np.uint8] = self._tensor(header, "data", "U8")
+            tensors = mapped_tensors(path, _TENSORS)
+            self.keys: NDArray[np.uint8] = tensors["keys"].reshape(-1, 16)
+            self.offsets: NDArray[np.int64] = tensors["offsets"].view("<i8")
+            self._checksums: NDArray[np.uint32] = tensors["checksums"].view("<u4")
+            self.data: NDArray[np.uint8] = tensors["data"]
             if not len(self.keys) == len(self._checksums) == len(self.offsets) - 1:
                 raise ValueError(f"{len(self.keys)} keys, {len(self._checksums)} checksums")
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as fault:
+        except ValueError as fault:
             raise BookError(f"{path.name} is not a shard of a lesson book", got=fault, do=RECAPTURE) from None
         except OSError as fault:
             raise BookError(f"{path.name} cannot be read", got=fault, do=RECAPTURE) from None
@@ -67,41 +55,42 @@ class Shard:
             )
         return data
 
-    def _tensor(self, header: dict, name: str, dtype: str) -> NDArray[np.uint8]:
-        entry = header[name]
-        if entry["dtype"] != dtype:
-            raise ValueError(f"{name} is {entry['dtype']}, not {dtype}")
-        first, last = entry["data_offsets"]
-        return self._map[self._start + first : self._start + last]
 
-
-class KeyIndex:
-    """Which row of which shard has a key: 24 bytes a row, however many shards.
+def mapped_tensors(path: Path, wanted: Mapping[str, str]) -> dict[str, NDArray[np.uint8]]:
+    """The bytes of a safetensors file's tensors, memory-mapped.
 
     Args:
-        keys: for each shard its keys, uint8 `[rows, 16]`.
+        path: the file.
+        wanted: names of tensors, and the type that each must have, as safetensors calls it.
+
+    Raises:
+        BookError: the file is shorter or longer than its own header says.
+        ValueError: it is not such a file.
+        OSError: it cannot be read.
     """
-
-    def __init__(self, keys: Sequence[NDArray[np.uint8]]) -> None:
-        self._starts = np.cumsum([0, *map(len, keys)])
-        words = np.concatenate([np.zeros((0, 16), np.uint8), *keys]).view("<u8").reshape(-1, 2)
-        self._order = np.argsort(words[:, 0], kind="stable")
-        self._words = words[self._order]
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def find(self, key: str) -> tuple[int, int] | None:
-        """The shard's place in the list and the row's place in the shard, or None."""
-        first, second = np.frombuffer(bytes.fromhex(key), "<u8")
-        at = int(np.searchsorted(self._words[:, 0], first))
-        while at < len(self) and self._words[at, 0] == first:
-            if self._words[at, 1] == second:
-                row = int(self._order[at])
-                shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-                return shard, row - int(self._starts[shard])
-            at += 1
-        return None
+    # A plain array over the map: slices of numpy's own class for maps cost several times as much.
+    data = np.memmap(path, np.uint8, "r").view(np.ndarray)
+    try:
+        size = int(data[:8].view("<u8")[0])
+        header = json.loads(bytes(data[8 : 8 + size]))
+        start = 8 + size
+        end = start + max(entry["data_offsets"][1] for name, entry in header.items() if name[0] != "_")
+        if end != len(data):
+            raise BookError(
+                f"{path.name} is {'cut short' if end > len(data) else 'too long'}",
+                got=f"{len(data):,} bytes",
+                expected=f"{end:,} bytes",
+                do=RECAPTURE,
+            )
+        found = {}
+        for name, dtype in wanted.items():
+            if header[name]["dtype"] != dtype:
+                raise ValueError(f"{name} is {header[name]['dtype']}, not {dtype}")
+            first, last = header[name]["data_offsets"]
+            found[name] = data[start + first : start + last]
+        return found
+    except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as fault:
+        raise ValueError(fault) from None
 
 
 def shard_bytes(keys: Sequence[str], rows: Sequence[bytes]) -> bytes:

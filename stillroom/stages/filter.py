@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_lines, whole_lines, write_atomically
-from stillroom.contracts.records import Prompt, from_line, to_line
+from stillroom.contracts.recipe import Teacher
+from stillroom.contracts.records import Answer, from_line, to_line
 from stillroom.lessons.answered import AnswersFile
 from stillroom.lessons.answers import lesson_messages
-from stillroom.lessons.asking import requests_of
+from stillroom.lessons.asking import RunPrompt, requests_of
+from stillroom.lessons.bill import Bill
+from stillroom.lessons.certainty import certainty, from_alternatives
 from stillroom.lessons.contamination import HeldOut
-from stillroom.lessons.filtering import Filtering, Group
+from stillroom.lessons.facts import reviewed_ids
+from stillroom.lessons.filtering import Filtering
+from stillroom.lessons.groups import Group, Helpers
+from stillroom.lessons.headroom import Headroom, Lead
+from stillroom.lessons.judging import SAMPLING, Judge
 from stillroom.models.endpoint import base_url
-from stillroom.models.origins import teacher_identity
-from stillroom.models.teachers import Terms, terms_of
+from stillroom.models.opening import WhenAsked, open_teacher
+from stillroom.models.origins import student_source, teacher_identity
+from stillroom.models.references import resolve_model
+from stillroom.models.teachers import Terms, price_of, terms_of
 from stillroom.report.cards import dataset_card
 from stillroom.stages.context import StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write filter/lessons.jsonl, rejected.jsonl, preferences.jsonl (where pairs were found) and dataset-card.md.
+    """Write filter/lessons.jsonl, rejected.jsonl, preferences.jsonl and review.jsonl (where there is anything in them) and
+    dataset-card.md.
 
     Raises:
         DataError: no lesson is left, or a file of a check is not usable.
         Fault: code cannot be confined on this machine.
+        TeacherError, ServiceFault: from the judge.
+        ModelError: a model that is asked cannot be loaded.
     """
     folder, recipe = context.folder, context.recipe
-    filtering = Filtering(recipe.filter, context.run.base, _held_out(context))
-    paths = [folder / f"{name}.jsonl" for name in ("lessons", "rejected", "preferences")]
-    with (
-        whole_lines(paths[0]) as keep,
-        whole_lines(paths[1]) as reject,
-        whole_lines(paths[2]) as prefer,
-        context.progress.meter("filtering", None, "questions") as meter,
-    ):
+    paths = [folder / f"{name}.jsonl" for name in ("lessons", "rejected", "preferences", "review")]
+    with ExitStack() as stack:
+        filtering = Filtering(recipe.filter, context.run.base, _held_out(context), _helpers(context, stack))
+        keep, reject, prefer, look = (stack.enter_context(whole_lines(path)) for path in paths)
+        meter = stack.enter_context(context.progress.meter("filtering", None, "questions"))
         for sifted in filtering.sift(_groups(context)):
             meter.advance()
             for lesson in sifted.lessons:
@@ -45,22 +57,87 @@ def run(context: StageContext) -> dict[str, Any]:
                 reject(to_line(rejected))
             for pair in sifted.pairs:
                 prefer(pair)
+            for line in sifted.review:
+                look(line)
+    for path in paths[2:]:
+        if not path.stat().st_size:
+            path.unlink()
     summary = filtering.summary()
-    if not summary["pairs"]:
-        paths[2].unlink()
     if not summary["train"]:
-        why = ", ".join(f"{reason}: {count}" for reason, count in filtering.reasons.most_common())
+        why = ", ".join(f"{reason}: {count}" for reason, count in filtering.tally.reasons.most_common())
         raise DataError(
             "no lesson is left",
             got=why or "there were no answers",
             do=f"look at {paths[1]}; loosen filter, or mend the prompts or the teacher",
         )
+    if filtering.headroom and (lead := _lead(context, filtering, filtering.headroom)):
+        summary["lead"] = lead.summary()
+        summary["warnings"] += [lead.warning] if lead.warning else []
     for warning in summary["warnings"]:
         context.progress.say(warning)
     manifest = context.run.manifest("teach")
     card = dataset_card(summary, recipe, terms=_terms(context), teach=manifest.counts if manifest else {})
     write_atomically(folder / "dataset-card.md", card)
     return summary
+
+
+def _helpers(context: StageContext, stack: ExitStack) -> Helpers:
+    """The models that the recipe has asked about the answers, opened when they are first needed."""
+    recipe, rule, base = context.recipe, context.recipe.filter, context.run.base
+    signals = context.run.need("teach") / "signals"
+    return Helpers(
+        judge=_judge(context, rule.judge, stack) if rule.judge else None,
+        contrast=_contrast(rule.contrast, base, stack) if rule.contrast else None,
+        sure=certainty(signals, lambda: student_source(recipe, base))
+        if rule.facts != "none"
+        else from_alternatives,
+        reviewed=reviewed_ids(rule, base),
+    )
+
+
+def _judge(context: StageContext, judge: Teacher, stack: ExitStack) -> Judge:
+    """Opened when first asked: a run whose verdicts are all there loads nothing."""
+    recipe, base = context.recipe, context.run.base
+    sizes = {"batch_size": recipe.teach.batch_size, "concurrency": recipe.teach.concurrency}
+    model = WhenAsked(judge.model, lambda: open_teacher(judge, base, None, **sizes))
+    stack.callback(model.close)
+    file = stack.enter_context(AnswersFile(context.folder / "judgements.jsonl", writable=True))
+    url = base_url(judge.api) if judge.api else None
+    own = context.run.locate(judge.prices) if judge.prices else None
+    bill = Bill(price_of(judge.model, url, own), SAMPLING, spent=file.totals.cost)
+    return Judge(model, url or teacher_identity(judge, base), file, bill)
+
+
+def _contrast(name: str, base: Path, stack: ExitStack) -> Callable[[Sequence[Answer]], list[float | None]]:
+    # Torch and a model are large, and few recipes ask for them here.
+    from stillroom.lessons.contrast import differences
+    from stillroom.models.local import LocalModel
+
+    return partial(differences, LocalModel(resolve_model(name, base)))
+
+
+def _lead(context: StageContext, filtering: Filtering, headroom: Headroom) -> Lead | None:
+    """How much better the teacher is than the student before its training, where that one can answer."""
+    recipe, student = context.recipe, context.recipe.student
+    if student.model is None:
+        context.progress.say(
+            "filter.student_sample: a pruned or fresh student cannot answer before its training"
+        )
+        return None
+    origin = Teacher(model=student.model, trust_remote_code=student.trust_remote_code)
+    model = open_teacher(
+        origin,
+        context.run.base,
+        None,
+        batch_size=recipe.teach.batch_size,
+        concurrency=recipe.teach.concurrency,
+    )
+    try:
+        return headroom.compare(
+            model, filtering.verify, system=recipe.teach.system, max_new_tokens=recipe.teach.max_new_tokens
+        )
+    finally:
+        model.close()
 
 
 def _terms(context: StageContext) -> Terms:
@@ -87,11 +164,15 @@ def _groups(context: StageContext) -> Iterator[Group]:
     identity = teacher_identity(recipe.teacher, context.run.base)
     with AnswersFile(context.run.need("teach") / "answers.jsonl") as file:
         for line in read_lines(context.run.need("prompts") / "prompts.jsonl"):
-            prompt = from_line(Prompt, line)
+            prompt = from_line(RunPrompt, line)  # its own tools and a log's answer are part of its requests
             found = (file.read(request.key) for request in requests_of(recipe, identity, [prompt]))
-            answers = [
-                replace(answer, messages=lesson_messages(answer.messages, reasoning=recipe.teach.reasoning))
-                for answer in found
-                if answer
-            ]
+            answers = [_as_lesson(answer, recipe.teach.reasoning) for answer in found if answer]
             yield Group(prompt, answers, line.get("tools"), line.get("check"), line.get("document"))
+
+
+def _as_lesson(answer: Answer, reasoning: bool) -> Answer:
+    """The answer with its last turn as the student learns it."""
+    messages = lesson_messages(answer.messages, reasoning=reasoning)
+    thought = answer.messages[-1].get("reasoning_content") and not reasoning
+    # What the teacher told of the whole text does not hold of a part of it.
+    return replace(answer, messages=messages, logprob=None if thought else answer.logprob)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,23 +11,15 @@ from typing import Any, Literal
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_lines, write_lines
 from stillroom.contracts.progress import Meter
-from stillroom.contracts.recipe import Expand, PromptSource
-from stillroom.contracts.records import Prompt, Sampling, content_key, from_line, to_line
-from stillroom.lessons.answered import AnswersFile
+from stillroom.contracts.recipe import PromptSource
+from stillroom.contracts.records import Prompt, content_key, from_line, to_line
 from stillroom.lessons.diversity import Reservoir, diversity
-from stillroom.lessons.documents import draw_passages, read_passages
-from stillroom.lessons.expansion import Expansion
-from stillroom.lessons.inventions import KeptAsking
+from stillroom.lessons.expanding import Expanding
 from stillroom.lessons.keyed import KeyTable
 from stillroom.lessons.mixing import Stock, choose, interleave, quotas
-from stillroom.lessons.questions import Question, question_key, user_text
-from stillroom.lessons.sources import read_questions, source_title
-from stillroom.models.opening import WhenAsked, open_teacher
-from stillroom.models.origins import student_source, teacher_identity
+from stillroom.lessons.questions import Question, conversation_key, question_key, user_text
+from stillroom.lessons.sources import evaluation_sources, read_questions, source_title
 from stillroom.stages.context import StageContext
-
-SEEDS = 1000
-"""Questions of a file that steer its expansion, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,7 @@ def run(context: StageContext) -> dict[str, Any]:
         )
         for place, (stock, quota, pool) in enumerate(zip(stocks, wanted, pools, strict=True))
     ]
-    sample = Reservoir(seed=recipe.seed)
+    sample: Reservoir[str] = Reservoir(seed=recipe.seed)
 
     def lines() -> Iterator[dict[str, Any]]:
         streams = [(pool.titled(), mask) for pool, mask in zip(pools, masks, strict=True)]
@@ -130,7 +122,8 @@ def _invented(context: StageContext) -> tuple[list[_Pool], dict[str, dict[str, i
         if source.expand:
             title = f"{source_title(source)}, expanded"
             path = context.folder / f"invented-{place}.jsonl"
-            told[title] = _invent(context, source, source.expand, path)
+            expanding = Expanding(context.run, context.folder, context.progress, source, source.expand)
+            told[title] = expanding.write(path)
             pools.append(_Pool(title, source, path, invented=True))
     return pools, told
 
@@ -143,8 +136,8 @@ def _take_stock(
     for question in pool.questions(context.progress.say):
         meter.advance()
         counts["read"] += 1
-        key = question_key(question.messages)
-        if held_out.get(key) is not None:
+        key = conversation_key(question.messages)
+        if held_out.get(question_key(question.messages)) is not None:
             counts["in evaluation"] += 1
             stock.drop()
         elif seen.get(key) is not None:
@@ -168,119 +161,10 @@ def _split(key: str, tune: float, seed: int) -> Literal["train", "tune"]:
     return "tune" if draw < tune else "train"
 
 
-def _evaluation_files(context: StageContext) -> Iterator[PromptSource]:
-    recipe = context.recipe
-    for name in [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate:
-        yield PromptSource(file=name)
-
-
 def _evaluation_questions(context: StageContext) -> KeyTable:
     """Keys of all questions that must not be trained on."""
     keys = KeyTable()
-    for source in _evaluation_files(context):
+    for source in evaluation_sources(context.recipe):
         for question in read_questions(source, context.run.locate(source.file)):
             keys.put(question_key(question.messages), 0)
     return keys
-
-
-def _invent(context: StageContext, source: PromptSource, expand: Expand, path: Path) -> dict[str, int]:
-    """Write what the teacher invents from a source; returns what came of it."""
-    base, recipe = context.run.base, context.recipe
-    teacher = WhenAsked(
-        recipe.teacher.model,
-        lambda: open_teacher(
-            recipe.teacher,
-            base,
-            student_source(recipe, base),
-            batch_size=recipe.teach.batch_size,
-            concurrency=recipe.teach.concurrency,
-        ),
-    )
-    sampling = Sampling(
-        temperature=expand.temperature, max_new_tokens=expand.max_new_tokens, seed=recipe.seed
-    )
-    try:
-        with AnswersFile(context.folder / "expansion.jsonl", writable=True) as file:
-            ask = KeptAsking(teacher, teacher_identity(recipe.teacher, base), file, sampling)
-            expansion = _expansion(context, source, expand, ask)
-            made = write_lines(path, _shown(context, expansion, expand.count))
-    finally:
-        teacher.close()
-    if made < expand.count:
-        context.progress.say(
-            f"{source_title(source)}: the teacher invented {made:,} of {expand.count:,} questions; then it repeated itself"
-            " or the passages were used up"
-        )
-    return {"questions": made, **expansion.counts, **ask.counts}
-
-
-def _shown(context: StageContext, expansion: Expansion, count: int) -> Iterator[dict[str, Any]]:
-    with context.progress.meter("inventing", count, "questions") as meter:
-        for question in expansion.questions():
-            meter.advance(1, note=f"{expansion.counts['near-duplicates']} repetitions dropped")
-            yield {"messages": question.messages, **question.extras()}
-
-
-def _expansion(context: StageContext, source: PromptSource, expand: Expand, ask: KeptAsking) -> Expansion:
-    run, path = context.run, context.run.locate(source.file)
-    passages: list[str] = []
-    seeds: list[Question] = []
-    if source.form == "documents":
-        passages = draw_passages(
-            lambda: read_passages(source.file, path, expand.passage, source.pattern),
-            4 * -(-expand.count // expand.candidates),
-            context.recipe.seed,
-        )
-        if not passages:
-            raise DataError(f"{path} has no passages", expected="texts of at least 80 characters")
-    else:
-        first = source.model_copy(update={"limit": min(source.limit or SEEDS, SEEDS)})
-        seeds = list(read_questions(first, path))
-    return Expansion(
-        expand,
-        seeds,
-        ask,
-        task=_text_of(run.locate(expand.task)) if expand.task else "",
-        failures=list(_failures(run.locate(expand.failures))) if expand.failures else (),
-        passages=passages,
-        avoid=_evaluation_texts(context),
-        seed=context.recipe.seed,
-    )
-
-
-def _evaluation_texts(context: StageContext) -> Iterator[str]:
-    for source in _evaluation_files(context):
-        for question in read_questions(source, context.run.locate(source.file)):
-            yield user_text(question.messages)
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text", got=str(error), expected="UTF-8") from None
-
-
-def _failures(path: Path) -> Iterable[Question]:
-    """What the student answered wrongly in an evaluation's samples.
-
-    Raises:
-        DataError: there is nothing.
-    """
-    found = [
-        Question(line["messages"], reference=line.get("reference"))
-        for line in read_lines(path)
-        if isinstance(line.get("messages"), list)
-        and any(
-            not answer.get("correct", True)
-            for name, answer in line.get("answers", {}).items()
-            if "student" in name
-        )
-    ]
-    if not found:
-        raise DataError(
-            f"{path} shows no wrong answer of the student",
-            expected="the evaluate/samples.jsonl of a run",
-            do="leave the method failures out",
-        )
-    return found

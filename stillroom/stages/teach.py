@@ -10,12 +10,20 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from stillroom.contracts.records import Answerer, Reply, Request, Sampling
-from stillroom.lessons.answered import AnswersFile
-from stillroom.lessons.asking import read_run_prompts, requests_of, sampling_of, windows
+from stillroom.lessons.answered import AnswersFile, spent_in
+from stillroom.lessons.asking import (
+    LoggedRequest,
+    read_run_prompts,
+    requests_of,
+    sampling_of,
+    take_logged,
+    windows,
+)
 from stillroom.lessons.bill import Bill
 from stillroom.lessons.capture import capture_book
 from stillroom.lessons.outlook import look_ahead, outlook_lines
-from stillroom.lessons.teaching import Panel, check_ways, conclude, teach
+from stillroom.lessons.teach_settings import check_ways
+from stillroom.lessons.teaching import Panel, conclude, teach
 from stillroom.models.api_teacher import open_api_teacher
 from stillroom.models.endpoint import base_url
 from stillroom.models.opening import WhenAsked, open_teacher
@@ -90,10 +98,15 @@ def _ask(
     check_terms(recipe.teacher.model, terms, accepted=recipe.teacher.accept_terms)
     sampling = sampling_of(recipe)
     bill = Bill(
-        price, sampling, spent=file.totals.cost, limit=settings.max_cost, batch=settings.batch_endpoint
+        price,
+        sampling,
+        spent=file.totals.cost + spent_in(context.run.folder("prompts") / "expansion.jsonl"),
+        limit=settings.max_cost,
+        batch=settings.batch_endpoint,
+        parameters=settings.parameters,
     )
-    outlook = look_ahead(requests(), file)
-    if outlook.missing:
+    outlook = look_ahead(requests(), file, settings.parameters)
+    if outlook.missing or outlook.logged:
         for line in outlook_lines(outlook, file.totals, recipe.teacher, settings, price, terms):
             context.progress.say(f"  {line}")
     answerer = teacher if recipe.teacher.api else _WholeWindows(teacher, requests)
@@ -101,13 +114,14 @@ def _ask(
         "teacher answers", outlook.requests, "answers", done=outlook.answered
     ) as meter:
         panel = Panel(meter, outlook.requests, outlook.answered)
-        taught = teach(requests(), answerer, sampling, file, bill, panel)
+        taught = teach(take_logged(requests(), file), answerer, sampling, file, bill, panel)
     conclude(taught, bill)
     return {
         "answers": outlook.requests,
-        "answered before": outlook.answered,
+        "from logs": outlook.logged.total(),
+        "answered before": outlook.answered - outlook.logged.total(),
         **taught.counts,
-        "dollars": round(bill.spent, 6),
+        "dollars": round(file.totals.cost, 6),
         "terms": terms.model_dump(mode="json", exclude={"models", "hosts"}, exclude_none=True),
     }
 
@@ -122,7 +136,8 @@ class _WholeWindows:
         """As `Answerer.answer`; the requests come in the order of the whole list."""
         missing = iter(requests)
         wanted = next(missing, None)
-        for window in windows(self._requests(), _WINDOW):
+        asked = (request for request in self._requests() if not isinstance(request, LoggedRequest))
+        for window in windows(asked, _WINDOW):
             keys, due = {request.key for request in window}, set[str]()
             while wanted is not None and wanted.key in keys:
                 due.add(wanted.key)

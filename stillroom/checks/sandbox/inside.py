@@ -16,6 +16,9 @@ from typing import Any
 
 from stillroom.checks.sandbox import namespaces, seccomp
 
+_THREADS = 256
+"""Threads that a program may have where they are counted apart from the user's others; libraries start one a core."""
+
 
 def main() -> None:
     """Lock in, run, report."""
@@ -50,6 +53,8 @@ def lock_in(job: dict[str, Any]) -> str:
         except OSError:
             pass  # user namespaces are forbidden here: no file may be written then
     _limit(job)
+    if own_files and namespaces.counts_its_own_processes():
+        resource.setrlimit(resource.RLIMIT_NPROC, (_THREADS, _THREADS))
     if not seccomp.available():
         return "limits"
     try:

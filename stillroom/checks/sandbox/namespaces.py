@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import signal
 import struct
 from contextlib import suppress
@@ -56,6 +57,12 @@ def enter(scratch_bytes: int) -> None:
         os._exit(os.WEXITSTATUS(status))
     die_with_parent()
     _own_files(scratch_bytes)
+
+
+def counts_its_own_processes() -> bool:
+    """Whether the kernel counts a limit on processes in each user namespace apart, as it does since Linux 5.14."""
+    known = re.match(r"(\d+)\.(\d+)", platform.release())
+    return known is not None and (int(known[1]), int(known[2])) >= (5, 14)
 
 
 def die_with_parent() -> None:

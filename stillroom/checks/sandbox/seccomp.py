@@ -28,6 +28,19 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "pidfd_open": (434, 434),
     "pidfd_getfd": (438, 438),
     "pidfd_send_signal": (424, 424),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "kcmp": (312, 272),
+    "setpriority": (141, 140),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
     "unshare": (272, 97),
     "setns": (308, 268),
     "mount": (165, 40),
@@ -107,6 +120,8 @@ _CLONE, _CLONE3 = {"x86_64": 56, "aarch64": 220}, 435
 _KILL, _TGKILL = {"x86_64": 62, "aarch64": 129}, {"x86_64": 234, "aarch64": 131}
 _TKILL = {"x86_64": 200, "aarch64": 130}
 _PRLIMIT = {"x86_64": 302, "aarch64": 261}
+_FCNTL, _SET_OWNERS = {"x86_64": 72, "aarch64": 25}, (8, 15)
+"""fcntl, and those of its commands (F_SETOWN, F_SETOWN_EX) that have the kernel send signals to another process."""
 
 _CLONE_THREAD = 0x10000
 _WRITING = 0x1 | 0x2 | 0x40 | 0x200 | 0x400  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_APPEND
@@ -170,7 +185,11 @@ def instructions(*, own_files: bool, pid: int) -> list[_Instruction]:
             lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _FAIL | errno.EPERM)]
     lines += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]
     lines += _unless(_CLONE[machine], 0, (_ANY_BIT, _CLONE_THREAD))
-    lines += _unless(_PRLIMIT[machine], 2, (_EQUAL, 0))  # no new limits, whoever asks
+    # No new limits, and none for others: the address of a limit may end in zeros, and only its low word is read here.
+    lines += _unless(_PRLIMIT[machine], 2, (_EQUAL, 0))
+    lines += _unless(_PRLIMIT[machine], 0, (_EQUAL, 0))
+    for command in _SET_OWNERS:
+        lines += _if(_FCNTL[machine], 1, command)
     for number in (_KILL[machine], _TGKILL[machine]):
         lines += _unless(number, 0, (_EQUAL, pid))
     lines += [(_EQUAL, 0, 1, _TKILL[machine]), (_RETURN, 0, 0, _FAIL | errno.EPERM)]
@@ -185,6 +204,17 @@ def instructions(*, own_files: bool, pid: int) -> list[_Instruction]:
                 (_LOAD, 0, 0, _NR),
             ]
     return [*lines, (_RETURN, 0, 0, _ALLOW)]
+
+
+def _if(number: int, argument: int, value: int) -> list[_Instruction]:
+    """Refuse a call if the low word of one of its arguments has a value."""
+    return [
+        (_EQUAL, 0, 4, number),
+        (_LOAD, 0, 0, _ARGUMENTS + 8 * argument),
+        (_EQUAL, 0, 1, value),
+        (_RETURN, 0, 0, _FAIL | errno.EPERM),
+        (_LOAD, 0, 0, _NR),
+    ]
 
 
 def _unless(number: int, argument: int, test: tuple[int, int]) -> list[_Instruction]:

@@ -1,0 +1,229 @@
+"""vLLM reads given texts: the most probable tokens at every place of a prompt, by its `prompt_logprobs`.
+
+This is an extension of vLLM's to /v1/completions. The prompt goes as token ids, so that nothing is tokenised twice; one
+token is generated, since the server insists, and thrown away. For each place but the first the server lists the k most
+probable tokens and the prompt's own, under their ids, with natural logarithms of probabilities at temperature 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+import aiohttp
+import torch
+from torch import Tensor
+
+from stillroom.contracts.errors import ModelError, ServiceFault
+from stillroom.models.chat_completions import error_text
+from stillroom.models.endpoint import Endpoint
+from stillroom.models.rendering import Rendered, Renderer
+from stillroom.models.throttle import backoff, retry_after
+
+MOST = 20
+"""Tokens a place that vLLM lists unless it was started with a larger --max-logprobs."""
+_ATTEMPTS = 8
+_AHEAD = 4
+"""Requests prepared for each one in flight."""
+_COMPARED = 256
+"""Tokens whose texts are compared before server and tokenizer are taken to mean the same by an id."""
+_STRANGE = 0.1
+Entries = dict[str, dict[str, Any]]
+
+
+class VllmScorer:
+    """Tells the most probable tokens at the places of given texts.
+
+    Args:
+        endpoint: where vLLM's server is.
+        model: the model's name there.
+        renderer: whose token ids the rows hold; the server's must be the same, and its texts are compared.
+        top: tokens a place; more than the server allows is refused by it.
+        concurrency: requests in flight.
+        timeout: seconds for one answer.
+        first_wait: seconds before the first retry; they double from there.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        model: str,
+        renderer: Renderer,
+        *,
+        top: int = MOST,
+        concurrency: int = 16,
+        timeout: float = 600.0,
+        first_wait: float = 1.0,
+    ) -> None:
+        self.endpoint, self.model, self.renderer, self.top = endpoint, model, renderer, top
+        self._concurrency, self._first_wait = concurrency, first_wait
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, 30))
+        self._url = f"{endpoint.url}/completions"
+        self._compared = 0
+
+    def top_logprobs(self, rows: Iterable[Rendered]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The teacher's most probable tokens wherever a row's mask is set.
+
+        Args:
+            rows: read a bounded number ahead.
+
+        Yields:
+            For each row, in order, ids int64 and natural log-probabilities float64, `[selected, top]`, in falling
+            order; places with fewer tokens are filled up with minus infinity under ids that are not listed there.
+
+        Raises:
+            TeacherError: the server does not do this, or not with these settings.
+            ModelError: its token ids mean other texts.
+            ServiceFault: it keeps failing.
+        """
+        remaining = iter(rows)
+        with asyncio.Runner() as runner:
+            while window := list(islice(remaining, _AHEAD * self._concurrency)):
+                yield from runner.run(self._window(window))
+
+    async def _window(self, rows: Sequence[Rendered]) -> list[tuple[Tensor, Tensor]]:
+        connector = aiohttp.TCPConnector(limit=self._concurrency)
+        async with aiohttp.ClientSession(
+            headers=self.endpoint.headers, timeout=self._timeout, connector=connector
+        ) as session:
+            places = asyncio.Semaphore(self._concurrency)
+            tasks = [asyncio.ensure_future(self._row(session, places, row)) for row in rows]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    async def _row(
+        self, session: aiohttp.ClientSession, places: asyncio.Semaphore, row: Rendered
+    ) -> tuple[Tensor, Tensor]:
+        selected = [place for place, wanted in enumerate(row.mask) if wanted]
+        if not selected:
+            return torch.zeros(0, self.top, dtype=torch.int64), torch.zeros(0, self.top, dtype=torch.float64)
+        async with places:
+            listed = _listed(await self._ask(session, row))
+        if listed is None or len(listed) != len(row.ids):
+            self.endpoint.refuse(
+                "gives no log-probabilities of prompts",
+                f"{'no' if listed is None else len(listed)} prompt_logprobs for {len(row.ids)} tokens",
+                "use vLLM's own server, or set teach.signal.source to top_logprobs",
+            )
+        entries = [listed[place] or {} for place in selected]
+        own = [row.ids[place] for place in selected]
+        self._compare(own, entries)
+        return self._tensors(entries)
+
+    async def _ask(self, session: aiohttp.ClientSession, row: Rendered) -> Any:
+        body = {
+            "model": self.model,
+            "prompt": row.ids,
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": self.top,
+        }
+        told = ""
+        for attempt in range(_ATTEMPTS):
+            wait = None
+            try:
+                async with session.post(self._url, json=body) as response:
+                    if response.status == 200:
+                        return await response.json(content_type=None)
+                    wait = retry_after(response.headers)
+                    told = await self._fault(response, len(row.ids))
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                told = self.endpoint.clean(error)
+            if attempt + 1 < _ATTEMPTS:
+                await asyncio.sleep(wait or backoff(attempt, self._first_wait))
+        raise ServiceFault(
+            f"the teacher at {self.endpoint.url} keeps failing to read a text",
+            got=f"{_ATTEMPTS} times, at last: {told}",
+            do="look at the server, then run the same command again: what was captured is kept",
+        )
+
+    async def _fault(self, response: aiohttp.ClientResponse, tokens: int) -> str:
+        """What an error status says; TeacherError where no retry mends it."""
+        text = (await response.read())[:20_000].decode(errors="replace")
+        with suppress(ValueError):
+            text = error_text(json.loads(text))
+        said = f"HTTP {response.status}: {self.endpoint.clean(text)}"
+        if response.status in (401, 403):
+            self.endpoint.refuse("refuses the API key", said, f"check the key in ${self.endpoint.key_env}")
+        if response.status in (404, 405):
+            self.endpoint.refuse(
+                f"does not know the model {self.model}, or has no /completions",
+                said,
+                f"check teacher.model and teacher.api; {self.endpoint.url}/models lists what is there",
+            )
+        if response.status < 500 and response.status not in (408, 409, 425, 429):
+            self.endpoint.refuse(
+                f"does not read a text of {tokens:,} tokens for {self.top} log-probabilities a place",
+                said,
+                f"start vLLM with --max-logprobs {self.top}, or set distil.max_length to less than its context",
+            )
+        return said
+
+    def _compare(self, own: Sequence[int], entries: Sequence[Entries]) -> None:
+        """Refuse a server whose ids mean other texts: its signals would be another language's."""
+        if self._compared >= _COMPARED:
+            return
+        theirs: list[Any] = [
+            entry.get(str(token), {}).get("decoded_token") for token, entry in zip(own, entries, strict=True)
+        ]
+        if None not in theirs:
+            ours = self.renderer.tokenizer.batch_decode([[token] for token in own])
+            strange = sum(not _same(a, b) for a, b in zip(ours, theirs, strict=True))
+            self._compared += len(own)
+            if strange <= _STRANGE * len(own):
+                return
+            got = f"{strange} of {len(own)} tokens are other texts there"
+        else:
+            got = "a list without the prompt's own token"
+        raise ModelError(
+            f"the teacher at {self.endpoint.url} and the student do not mean the same by a token's id",
+            got=got,
+            expected="the student's tokenizer at the server",
+            do="choose a student of the teacher's family, or learn from its text alone: "
+            "distil.loss: {hard: 1, soft: 0} and teach.signal.kind: none",
+        )
+
+    def _tensors(self, entries: Sequence[Entries]) -> tuple[Tensor, Tensor]:
+        ids = torch.zeros(len(entries), self.top, dtype=torch.int64)
+        logprobs = torch.full((len(entries), self.top), -torch.inf, dtype=torch.float64)
+        for place, entry in enumerate(entries):
+            found = [(float(one["logprob"]), int(token)) for token, one in entry.items()]
+            # The prompt's own token comes beside the k; ids beyond the tokenizer are padding of the head.
+            found = [pair for pair in found if pair[1] < self.renderer.vocab_size]
+            best = sorted(found, key=lambda pair: (-pair[0], pair[1]))[: self.top]
+            used = {token for _, token in best}
+            spare = (token for token in range(2 * self.top) if token not in used)
+            ids[place] = torch.tensor(
+                [token for _, token in best] + list(islice(spare, self.top - len(best)))
+            )
+            logprobs[place, : len(best)] = torch.tensor([value for value, _ in best], dtype=torch.float64)
+        if bool((~(logprobs.exp().sum(-1) <= 1.001)).any()):
+            self.endpoint.refuse(
+                "gives numbers that are no log-probabilities",
+                f"probabilities that sum to {float(logprobs.exp().sum(-1).max()):.4f}",
+                "start vLLM without --logprobs-mode, so that it gives raw_logprobs",
+            )
+        return ids, logprobs
+
+
+def _listed(told: Any) -> list[Entries | None] | None:
+    """The list of a response, a place each; where older servers put it too."""
+    if not isinstance(told, dict):
+        return None
+    choice: dict[str, Any] = next(iter(told.get("choices") or []), {})
+    found = choice.get("prompt_logprobs") or told.get("prompt_logprobs")
+    return found if isinstance(found, list) else None
+
+
+def _same(ours: str, theirs: str) -> bool:
+    """Whether two texts are one token's. Parts of a character have no text; some tokenizers mark the space before a word."""
+    if "\ufffd" in ours or "\ufffd" in theirs:
+        return True
+    return ours.strip() == theirs.replace("\u2581", " ").replace("\u0120", " ").strip()
