@@ -20,7 +20,7 @@ from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import PromptSource
 from stillroom.contracts.runfolder import Manifest, Run, changes, fingerprint
 from stillroom.models.endpoint import base_url
-from stillroom.models.origins import student_source, teacher_identity
+from stillroom.models.origins import digest_of, student_source, teacher_identity
 from stillroom.models.references import resolve_model
 from stillroom.stages.context import StageContext
 
@@ -53,7 +53,9 @@ def _prompts(run: Run) -> dict[str, Any]:
         "splits": _plain(recipe.splits),
         "seed": recipe.seed,
     }
-    # Only what is used: runs from before there was a mixture or an expansion still hold.
+    # Only what is used: runs from before there was a mixture, an expansion or a corpus still hold.
+    if any(source.form == "corpus" for source in recipe.prompts):
+        found["blocks"] = {"tokens": recipe.distil.max_length, "tokenizer": _student_content(run)}
     if recipe.mix.count is not None:
         found["mix"] = _plain(recipe.mix)
     if any(source.expand for source in recipe.prompts):
@@ -84,8 +86,11 @@ def _teach(run: Run) -> dict[str, Any]:
         "batch_endpoint",
     }
     asked = {key: value for key, value in _plain(recipe.teach).items() if key not in pace}
+    # Only what is used: runs from before there were parameters or logs still hold.
     if not recipe.teach.parameters:
-        del asked["parameters"]  # runs from before there were any still hold
+        del asked["parameters"]
+    if recipe.teach.logged_answers == "take":
+        del asked["logged_answers"]
     who = {
         key: value for key, value in _plain(recipe.teacher).items() if key not in ("accept_terms", "prices")
     }
@@ -100,17 +105,30 @@ def _teach(run: Run) -> dict[str, Any]:
     }
 
 
+_LATER_CHECKS = ("facts", "reviewed", "judge", "contrast", "student_sample")
+
+
 def _filter(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     rule = recipe.filter
-    named = [rule.json_schema, rule.tools, rule.checker and rule.checker.rpartition(":")[0]]
+    named = [rule.json_schema, rule.tools, rule.checker and rule.checker.rpartition(":")[0], rule.reviewed]
     held_out = [task.file for task in recipe.evaluate.tasks if task.file] + rule.decontaminate
-    return {
-        "filter": _plain(rule),
+    # Only what is used: runs from before there were facts, judges and references still hold.
+    fields = type(rule).model_fields
+    unused = {name for name in _LATER_CHECKS if getattr(rule, name) == fields[name].default}
+    found: dict[str, Any] = {
+        "filter": rule.model_dump(mode="json", exclude=unused),
         "teach": {"reasoning": recipe.teach.reasoning},
         "checks": _contents(run, filter(None, named)),
         "held out": _contents(run, held_out),
     }
+    if rule.judge and not rule.judge.api:
+        found["judge"] = teacher_identity(rule.judge, run.base)
+    if rule.contrast:
+        found["contrast"] = digest_of(rule.contrast, run.base)
+    if rule.student_sample:
+        found["student"] = _student_content(run)
+    return found
 
 
 def _distil(run: Run) -> dict[str, Any]:
@@ -149,7 +167,7 @@ def _export(run: Run) -> dict[str, Any]:
 STAGES = (
     Stage("prompts", _prompts, keeps=("expansion.jsonl",)),
     Stage("teach", _teach, reads=("prompts",), keeps=("answers.jsonl", "signals", "batches")),
-    Stage("filter", _filter, reads=("prompts", "teach")),
+    Stage("filter", _filter, reads=("prompts", "teach"), keeps=("judgements.jsonl",)),
     # Each trained model has a mark of its own, which the stage compares.
     Stage(
         "distil",

@@ -41,9 +41,10 @@ class Teacher(Section):
         description="Folder or hub id of the tokenizer, for a .gguf teacher or an API whose tokens are kept. "
         "Empty: the student's.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "8-bit", "4-bit"] = Field(
         "auto",
-        description="Number format of a local teacher; `auto` is bfloat16 where the hardware is quick at it, else float32.",
+        description="Number format of a local teacher; `auto` is bfloat16 where the hardware is quick at it, else float32. "
+        "`8-bit` and `4-bit` quantise it while it is loaded and need bitsandbytes.",
     )
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model. Off unless you say so."
@@ -118,6 +119,7 @@ Form = Literal[
     "table",
     "log",
     "documents",
+    "corpus",
     "gsm8k",
     "choice",
     "humaneval",
@@ -176,7 +178,14 @@ class PromptSource(Section):
     form: Form = Field(
         "auto",
         description="`auto` recognises benchmarks and logs; a name insists on it. `table`: only columns. `log`: requests "
-        "and answers of an API. `documents`: texts to ask about, for `expand`. `choice`: MMLU, ARC and their like.",
+        "and answers of an API. `documents`: texts to ask about, for `expand`. `corpus`: plain texts that the student goes "
+        "on pretraining with, cut into blocks of distil.max_length tokens; nothing is asked. `choice`: MMLU, ARC and their "
+        "like.",
+    )
+    answers: Literal["teacher", "given"] = Field(
+        "teacher",
+        description="Who answers. `teacher`: it is asked. `given`: the source's own worked solution, or else its right "
+        "answer, is the lesson, and the teacher only says what it thinks of each of its tokens.",
     )
     columns: dict[Literal["question", "answer", "system"], str] = Field(
         {},
@@ -205,6 +214,8 @@ class PromptSource(Section):
             raise ValueError(
                 "documents hold no questions: add expand: {count: ...}, and the teacher asks about them"
             )
+        if self.form == "corpus" and (self.expand or self.columns or self.stratify):
+            raise ValueError("a corpus holds no questions: leave expand, columns and stratify out")
         methods = self.expand.methods if self.expand else []
         if self.form != "documents" and "documents" in methods:
             raise ValueError("the method documents needs form: documents")
@@ -285,7 +296,7 @@ class Teach(Section):
     )
     logged_answers: Literal["take", "ask"] = Field(
         "take",
-        description="Answers that logs among the prompts hold already. `take`: each is the first answer to its question, and "
+        description="Answers that logs among the prompts hold already. `take`: each is the first answer to its question and "
         "is not asked for again. `ask`: the teacher answers all the same.",
     )
     signal: Signal = Field(default_factory=Signal, description="What is kept of how sure the teacher was.")
@@ -553,6 +564,21 @@ class Recipe(Section):
         if self.distil.loss.soft > 0 and self.teach.signal.kind == "none":
             raise ValueError(
                 "distil.loss.soft is above 0 but teach.signal.kind is none: there is nothing to match"
+            )
+        given = [one.file for one in self.prompts if one.form == "corpus" or one.answers == "given"]
+        if given and (self.teach.samples > 1 or self.teach.logged_answers == "ask"):
+            raise ValueError(
+                f"{', '.join(given)} brings its own text: teach.samples must be 1 and teach.logged_answers `take`"
+            )
+        soft = self.teacher.api is not None and self.distil.loss.soft > 0
+        if soft and given and self.teach.signal.source == "top_logprobs":
+            raise ValueError(
+                f"this API would not read the text that {', '.join(given)} brings: set teach.signal.source to "
+                "prompt_logprobs (vLLM can), or distil.loss.soft to 0"
+            )
+        if soft and self.distil.temperature != 1:
+            raise ValueError(
+                "an API's log-probabilities are those of temperature 1: set distil.temperature to 1"
             )
         foreign = self.teacher.api is not None or self.teacher.model.endswith(".gguf")
         own = self.student.model or (self.student.prune and self.student.prune.source)

@@ -89,7 +89,10 @@ class Asking:
 
 def sampling_of(recipe: Recipe) -> Sampling:
     """How the recipe's teacher is asked."""
-    alternatives = recipe.teacher.api is not None and recipe.teach.signal.kind == "top-k"
+    signal = recipe.teach.signal
+    alternatives = (
+        recipe.teacher.api is not None and signal.kind == "top-k" and signal.source == "top_logprobs"
+    )
     return Sampling(
         temperature=recipe.teach.temperature,
         top_p=recipe.teach.top_p,

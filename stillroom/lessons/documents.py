@@ -27,6 +27,12 @@ def read_passages(name: str, path: Path, size: int, pattern: str | None = None) 
     Raises:
         DataError: a file is missing or is no text, or a row has no text.
     """
+    for lines in read_documents(name, path, pattern):
+        yield from passages(lines, size)
+
+
+def read_documents(name: str, path: Path, pattern: str | None = None) -> Iterator[Iterator[str]]:
+    """The texts that `read_passages` cuts, whole, each as its lines; to be read before the next is asked for."""
     if name.startswith(HUB) or any(path.name.lower().removesuffix(".gz").endswith(end) for end in _TABLES):
         for where, row in read_rows(name, path, pattern):
             column = next((column for column in _TEXTS if isinstance(row.get(column), str)), None)
@@ -34,11 +40,11 @@ def read_passages(name: str, path: Path, size: int, pattern: str | None = None) 
                 raise DataError(
                     f"{where} has no text", got=", ".join(row), expected=f"one of {', '.join(_TEXTS)}"
                 )
-            yield from passages(row[column].splitlines(keepends=True), size)
+            yield iter(row[column].splitlines(keepends=True))
         return
     for title, file in open_files(path, pattern):
         with file:
-            yield from passages(_lines(file, title), size)
+            yield _lines(file, title)
 
 
 def _lines(file: Iterator[bytes], title: str) -> Iterator[str]:

@@ -60,8 +60,8 @@ class Question:
 
 
 def user_text(messages: Iterable[Message]) -> str:
-    """What the user says in a conversation."""
-    return " ".join(message["content"] for message in messages if message["role"] == "user")
+    """What the user says in a conversation, or where a text without one stands."""
+    return " ".join(message["content"] for message in messages if message["role"] in ("user", "source"))
 
 
 def conversation_key(messages: Iterable[Message]) -> str:

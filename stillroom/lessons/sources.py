@@ -11,6 +11,7 @@ from stillroom.contracts.errors import DataError
 from stillroom.contracts.recipe import PromptSource, Recipe
 from stillroom.lessons.benchmarks import FORMS
 from stillroom.lessons.columns import guessed_question, named_question
+from stillroom.lessons.given import with_given_answer
 from stillroom.lessons.logs import is_logged, logged_question, own_parameters
 from stillroom.lessons.questions import Question, question_key, user_text
 from stillroom.lessons.readers import HUB, Row, read_rows
@@ -54,6 +55,8 @@ def read_questions(
         own = own_parameters(row)
         if question.tools is None and own:
             question = replace(question, **own)
+        if source.answers == "given":
+            question = with_given_answer(question, source_title(source))
         if source.stratify is not None:
             question = question.with_stratum(_stratum(source.stratify, row, where))
         count += 1

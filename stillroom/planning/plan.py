@@ -13,11 +13,14 @@ from pathlib import Path
 from stillroom.contracts.runfolder import Run
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
+from stillroom.planning.capturing import capture_sums
 from stillroom.planning.machine import cores, memory_bytes, size
 from stillroom.planning.sums import Shape
 
 _ANSWER_TOKENS = 100
 """A guess at an answer's length where nothing has been answered yet."""
+_QUESTION_TOKENS, _VOCABULARY = 50, 150_000
+"""Guesses where the questions have not been read and the student's config is not here."""
 _API_BYTES = 70
 """Of a token's signal from an API's 20 likeliest: ids of up to 18 bits, a byte for each weight, the bucket."""
 
@@ -59,16 +62,34 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
             yield f"  warning: this machine has {size(memory_bytes())}; lower distil.micro_batch_size"
     answers = asked.answers
     if recipe.teach.signal.kind != "none":
-        tokens = asked.mean_tokens or _ANSWER_TOKENS
-        book = answers * tokens * (_API_BYTES if recipe.teacher.api else recipe.teach.signal.bytes_per_token)
-        why = "as those so far have" if asked.mean_tokens else "a guess"
-        yield f"lesson book    at most {size(book)} if answers have {tokens:,.0f} tokens ({why})"
+        yield from _capture_lines(run, asked, teacher, student)
     if answers < 500:
         yield f"  warning: {answers} lessons: under 500 a student memorises examples rather than learns the task"
     steps = recipe.distil.steps or round(recipe.distil.epochs * answers / recipe.distil.batch_size)
     yield f"steps          {steps:,} of {recipe.distil.batch_size} lessons; as many for each of {_listed(recipe.baselines)}"
     yield f"files          {_listed(['F16', *recipe.quantise])}"
     yield f"this machine   {cores()} cores, {size(memory_bytes())} of memory, {size(shutil.disk_usage('.').free)} of disk"
+
+
+def _capture_lines(run: Run, asked: Asked, teacher: Shape | None, student: Shape | None) -> Iterator[str]:
+    """What the lesson book takes: bytes, and the teacher's time over it."""
+    recipe = run.recipe
+    length = asked.mean_tokens or _ANSWER_TOKENS
+    sums = capture_sums(
+        asked.answers,
+        question_tokens=_QUESTION_TOKENS,
+        answer_tokens=length,
+        vocab=student.vocab if student else _VOCABULARY,
+        bytes_per_token=_API_BYTES if recipe.teacher.api else recipe.teach.signal.bytes_per_token,
+        parameters=teacher.parameters if teacher else None,
+        flops=1e12,
+    )
+    why = "as those so far have" if asked.mean_tokens else "a guess"
+    yield f"lesson book    at most {size(sums.bytes)} if answers have {length:,.0f} tokens ({why})"
+    if sums.seconds is not None:
+        each = "second" if sums.seconds < 90 else "minute"
+        passed = sums.seconds if each == "second" else sums.seconds / 60
+        yield f"capture        {passed:,.0f} {each}s of the teacher for each TFLOP/s that the machine really does"
 
 
 def _shapes(run: Run) -> tuple[Shape | None, Shape | None]:

@@ -19,6 +19,7 @@ from stillroom.lessons.keyed import KeyTable
 from stillroom.lessons.mixing import Stock, choose, interleave, quotas
 from stillroom.lessons.questions import Question, conversation_key, question_key, user_text
 from stillroom.lessons.sources import evaluation_sources, read_questions, source_title
+from stillroom.models.origins import student_source
 from stillroom.stages.context import StageContext
 
 
@@ -30,11 +31,15 @@ class _Pool:
     source: PromptSource
     path: Path
     invented: bool = False
+    blocks: Callable[[PromptSource, Path, str], Iterator[Question]] | None = None
+    """Cuts a corpus."""
 
     def questions(self, say: Callable[[str], None] = lambda text: None) -> Iterator[Question]:
         """All of them, in order; `say` is told how a source's file is understood."""
         if self.invented:
             return (from_line(Question, line) for line in read_lines(self.path))
+        if self.blocks is not None:
+            return self.blocks(self.source, self.path, self.title)
         return read_questions(self.source, self.path, say)
 
     def titled(self) -> Iterator[tuple[str, Question]]:
@@ -108,9 +113,25 @@ def _refuse_nothing(total: int, counts: Counter[str]) -> None:
 
 
 def _pools(context: StageContext) -> list[_Pool]:
+    recipe = context.recipe
+
+    def blocks(source: PromptSource, path: Path, title: str) -> Iterator[Question]:
+        # Only here a tokenizer is needed, and its library is slow to load.
+        from stillroom.lessons.corpora import corpus_questions
+        from stillroom.models.rendering import Renderer
+
+        tokenizer = student_source(recipe, context.run.base)
+        renderer = Renderer.load(tokenizer, trust_remote_code=recipe.student.trust_remote_code)
+        yield from corpus_questions(source, path, title, renderer, recipe.distil.max_length)
+
     return [
-        _Pool(source_title(source), source, context.run.locate(source.file))
-        for source in context.recipe.prompts
+        _Pool(
+            source_title(source),
+            source,
+            context.run.locate(source.file),
+            blocks=blocks if source.form == "corpus" else None,
+        )
+        for source in recipe.prompts
         if source.form != "documents"
     ]
 

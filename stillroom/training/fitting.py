@@ -130,7 +130,7 @@ def _trackers(names: Sequence[str], boards: Path | None) -> list[TrainerCallback
         return []
     from torch.utils.tensorboard import SummaryWriter
 
-    return [TensorBoardCallback(SummaryWriter(str(boards)))]  # type: ignore[no-untyped-call]
+    return [TensorBoardCallback(SummaryWriter(str(boards)))]
 
 
 def _place() -> tuple[int, int]:
