@@ -118,9 +118,9 @@ def init(
         str, typer.Option(help="With --task: the small model, a hub id or folder.")
     ] = "Qwen/Qwen2.5-0.5B-Instruct",
     count: Annotated[int, typer.Option(min=1, help="With --task: questions to invent.")] = 5000,
-    messages: Annotated[int, typer.Option(help="Of the example job: messages without answers.")] = 2700,
-    labelled: Annotated[int, typer.Option(help="Of the example job: messages with right answers.")] = 300,
-    evaluation: Annotated[int, typer.Option(help="Of the example job: messages for the evaluation.")] = 600,
+    messages: Annotated[int, typer.Option(help="Of the example job: messages without answers.")] = 500,
+    labelled: Annotated[int, typer.Option(help="Of the example job: messages with right answers.")] = 200,
+    evaluation: Annotated[int, typer.Option(help="Of the example job: messages for the evaluation.")] = 1500,
     seed: Annotated[int, typer.Option(help="Of the example job: seeds the messages.")] = 0,
 ) -> None:
     """Make a job to start from: yours, from a description and a few examples, or the example of customer tickets."""
