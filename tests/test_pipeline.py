@@ -281,7 +281,8 @@ def test_an_unreachable_api_and_a_missing_key_are_one_clear_error_each(job, tmp_
     )
     assert dead.returncode == 2, dead.stderr
     assert "127.0.0.1:9" in dead.stderr
-    keyless = stillroom(*common, *student, "--set", "teacher={api: openai, model: x}", env=environment)
+    provider = "teacher={api: openai, model: x, accept_terms: true}"
+    keyless = stillroom(*common, *student, "--set", provider, env=environment)
     assert keyless.returncode == 2, keyless.stderr
     assert "OPENAI_API_KEY" in keyless.stderr
     assert not (tmp_path / "tiny/teach/manifest.json").exists()

@@ -29,7 +29,7 @@ def ran(place) -> subprocess.CompletedProcess:
     assert made.returncode == 0, made.stderr
     planned = stillroom(place, "plan", "tickets")
     assert planned.returncode == 0, planned.stderr
-    assert "28% of the teacher's" in planned.stdout
+    assert "20% of the teacher's" in planned.stdout
     settings = [
         "--set",
         "distil.steps=16",

@@ -103,6 +103,11 @@ def test_what_is_in_flight_is_kept_where_the_server_keeps_failing(
     assert kept(tmp_path) == ["q0", "q1"]
 
 
+def hear_interrupts() -> None:
+    """A shell that runs the tests in the background has its children ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_waits_for_what_is_in_flight_and_keeps_it(server: Server, tmp_path: Path) -> None:
     full = threading.Event()
 
@@ -116,7 +121,12 @@ def test_ctrl_c_waits_for_what_is_in_flight_and_keeps_it(server: Server, tmp_pat
     (tmp_path / "q.txt").write_text("".join(f"q{number}\n" for number in range(500)))
     command = [sys.executable, "-m", "stillroom", "teach", str(tmp_path / "q.txt"), "--model", "large"]
     command += ["--api", server.url, "--out", str(tmp_path / "answers.jsonl"), "--set", "teach.concurrency=8"]
-    process = subprocess.Popen(command, env={**os.environ, "OPENAI_API_KEY": KEY}, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OPENAI_API_KEY": KEY},
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_interrupts,
+    )
     assert full.wait(200)
     process.send_signal(signal.SIGINT)
     process.wait(200)
@@ -134,6 +144,8 @@ from stillroom.lessons.answered import AnswersFile
 from stillroom.lessons.bill import Bill
 from stillroom.lessons.teaching import Panel, teach
 from stillroom.models.api import ApiModel
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def interrupt(answer):
     if answer.messages[0]["content"] == "q0":
