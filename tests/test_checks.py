@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from stillroom.checks import compare, equal_text, parse_object, strip_reasoning
 from stillroom.checks.json_fields import same
+from stillroom.checks.reasoning import reasoning_length
 from stillroom.contracts.errors import DataError
 
 REFERENCE = '{"intent": "refund", "product": "blue kettle", "order": null, "urgency": "high"}'
@@ -124,3 +125,14 @@ def test_every_object_equals_itself_and_no_other(value: dict[str, object]) -> No
     text = json.dumps(value)
     assert compare(text, text).exact
     assert not compare(json.dumps({**value, "one key more": None}), text).exact
+
+
+def test_the_length_of_reasoning_ends_with_its_closing_tag() -> None:
+    pieces = ["<thi", "nk>", "a b", "</th", "ink>", "\n", "{", "}"]
+
+    def text(n: int) -> str:
+        return "".join(pieces[:n])
+
+    assert reasoning_length(len(pieces), text) == 5
+    assert reasoning_length(4, text) == 0
+    assert reasoning_length(0, text) == 0

@@ -182,8 +182,9 @@ def test_held_out_lessons_are_those_of_the_tune_split(tmp_path: Path) -> None:
 # Verdicts and rows
 
 
-def test_a_verdict_holds_fields_and_the_probability_of_the_whole_answer() -> None:
-    reply = Reply(f"<think>no number</think>\n{REFERENCE}", "stop", logprobs=[-0.1, -0.3, -0.1])
+def test_a_verdict_holds_fields_and_the_probability_of_the_answer_after_its_reasoning() -> None:
+    text, logprobs = f"<think>no number</think>\n{REFERENCE}", [-2.0, -0.1, -0.3, -0.1]
+    reply = Reply(text, "stop", logprobs=logprobs, reasoning_tokens=1)
     verdict = judge(Item(user("x"), REFERENCE), reply, "json")
     assert (verdict.correct, verdict.valid, verdict.fields) == (True, True, {"intent": True, "order": True})
     assert verdict.confidence == pytest.approx(math.exp(-0.5))

@@ -57,9 +57,9 @@ class Reply:
     """What a model answered.
 
     `token_ids` and `logprobs` (natural log, T = 1, of each token taken, the end-of-turn token included when
-    `finish` is "stop") are None where the model does not tell. `alternatives` holds an API's top
-    log-probabilities, a list of [token text, logprob] a token. `reasoning` is what the API kept apart from
-    the answer. `error` explains "failed" and "refused".
+    `finish` is "stop") are None where the model does not tell; the first `reasoning_tokens` of them are reasoning
+    that stands in `text`. `alternatives` holds an API's top log-probabilities, a list of [token text, logprob] a
+    token. `reasoning` is what the API kept apart from the answer. `error` explains "failed" and "refused".
     """
 
     text: str
@@ -68,6 +68,7 @@ class Reply:
     logprobs: list[float] | None = None
     alternatives: list[list[tuple[str, float]]] | None = None
     reasoning: str | None = None
+    reasoning_tokens: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0

@@ -22,7 +22,7 @@ class Verdict:
     fields: dict[str, bool] = field(default_factory=dict)
     """Each of the reference's keys: is its value right?"""
     confidence: float | None = None
-    """The model's own probability of the whole answer, reasoning included; None where it does not tell."""
+    """The model's own probability of its answer, given the reasoning before it; None where it does not tell."""
     finish: str = "stop"
 
 
@@ -32,7 +32,9 @@ def judge(item: Item, reply: Reply, score: Score) -> Verdict:
     Raises:
         DataError: the score is `json` and the item's reference is not a JSON object.
     """
-    confidence = None if reply.logprobs is None else answer_confidence(reply.logprobs)
+    # One line of reasoning can be worded in many ways, which says nothing about the answer.
+    told = reply.logprobs and reply.logprobs[reply.reasoning_tokens :]
+    confidence = answer_confidence(told) if told else None
     if score == "json":
         verdict = compare(reply.text, item.reference)
         return Verdict(

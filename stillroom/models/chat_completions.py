@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stillroom.checks.reasoning import reasoning_length
 from stillroom.contracts.records import Finish, Message, Reply, Request, Sampling
 
 _FINISHES: dict[str, Finish] = {"length": "length", "content_filter": "refused"}
@@ -117,6 +118,7 @@ def read_reply(body: Any, seconds: float) -> ChatReply:
             logprobs=[float(token["logprob"]) for token in tokens] or None,
             alternatives=[_alternatives(token) for token in tokens] or None,
             reasoning=message.get("reasoning_content") or message.get("reasoning") or None,
+            reasoning_tokens=reasoning_length(len(tokens), lambda n: "".join(t["token"] for t in tokens[:n])),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
             seconds=seconds,

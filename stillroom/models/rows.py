@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from itertools import islice
 
+from stillroom.checks.reasoning import reasoning_length
 from stillroom.contracts.records import Reply, Request, Sampling
 from stillroom.models.rendering import Renderer
 
@@ -83,6 +84,7 @@ def _reply(row: Row, renderer: Renderer) -> Reply:
         finish="stop" if row.ids[-1] in renderer.eos_ids else "length",
         token_ids=row.ids,
         logprobs=row.logprobs,
+        reasoning_tokens=reasoning_length(len(row.ids), lambda n: renderer.decode(row.ids[:n])),
         prompt_tokens=len(row.prompt),
         completion_tokens=len(row.ids),
         seconds=time.perf_counter() - row.begun,
