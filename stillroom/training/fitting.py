@@ -95,7 +95,6 @@ def fit(
         metrics.parent.mkdir(parents=True, exist_ok=True)
         found = last_whole_checkpoint(checkpoints)
         transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()  # the meter shows progress
         with progress.meter(label, steps, "steps", done=found[1] if found else 0) as meter:
             trainer = DistillationTrainer(
                 student,

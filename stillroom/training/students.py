@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers.utils import logging
 
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.recipe import Lora, Student
@@ -111,6 +112,7 @@ def build_student(
 
 
 def _load(reference: Path | str, remote: dict[str, Any]) -> PreTrainedModel:
+    logging.disable_progress_bar()  # a stage has a display of its own
     try:
         return AutoModelForCausalLM.from_pretrained(
             reference, dtype=torch.float32, use_safetensors=True, **remote
