@@ -100,11 +100,26 @@ def test_signals_from_an_endpoint_are_the_teachers_own_probabilities(served):
         p = logits.softmax(-1)
         dense = signals.to_dense(p.shape[-1])
         for place, j in enumerate(number for number, selected in enumerate(row.mask) if selected):
-            if row.ids[j] in renderer.eos_ids:
-                continue
             kept = dense[place] > 0
             torch.testing.assert_close(dense[place][kept], p[j - 1][kept], rtol=0.08, atol=2e-3)
             assert signals.tail_mass[place] == pytest.approx(1 - p[j - 1][kept].sum().item(), abs=0.02)
             compared += 1
     model.close()
     assert compared > 0
+
+
+def test_of_several_special_tokens_listed_without_a_text_the_end_of_the_turn_is_the_likeliest():
+    from stillroom.contracts.records import Reply, Request
+    from stillroom.lessons.answered import answer_of
+    from stillroom.lessons.capture import _aligned
+    from stillroom.models.rendering import Renderer
+
+    renderer = Renderer.load(TEACHER)
+    asked = [{"role": "user", "content": "hello"}]
+    row = renderer.lesson([*asked, {"role": "assistant", "content": "a"}], complete=True)
+    (letter, end) = (token for token, selected in zip(row.ids, row.mask, strict=True) if selected)
+    listed = [[("a", -0.1), ("b", -2.5)], [("", -1e-5), ("b", -13.0), ("", -15.0)]]
+    answer = answer_of(Request("0" * 32, asked), Reply("a", "stop", alternatives=listed))
+    dense = _aligned(answer, row, renderer).to_dense(1024)
+    assert dense[0, letter] == pytest.approx(0.905, abs=0.01)
+    assert dense[1, end] == pytest.approx(1.0, abs=1e-3)

@@ -205,7 +205,10 @@ def _aligned(answer: Answer, row: Rendered, renderer: Renderer) -> Signals | Non
     for place, token in enumerate(learned):
         ending = {"": token} if token in renderer.eos_ids else {}
         options = [(texts.get(text, ending.get(text)), value) for text, value in _at(listed, place)]
-        known = {number: value for number, value in options if number is not None}
+        known: dict[int, float] = {}
+        for number, value in options:
+            if number is not None:  # several special tokens are listed under one text: the likeliest is meant
+                known[number] = max(value, known.get(number, value))
         if options and token not in known:
             return None  # the API cut the text into other tokens than this tokenizer does
         pairs = list(known.items()) or [(token, 0.0)]
