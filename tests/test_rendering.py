@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ DROPS_THINK = OPENS_THINK.replace("assistant\n<think>\n", "assistant\n")
 REFUSES_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
 )
+
+
+# As Qwen2.5's: the tools in a system turn, calls in tags with their arguments as JSON.
+WITH_TOOLS = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% for call in m['tool_calls'] %}"
+    '<tool_call>{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}</tool_call>'
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+CALL = {"type": "function", "function": {"name": "weather", "arguments": '{"town":"Bern"}'}}
+WRITTEN = '<tool_call>{"name": "weather", "arguments": {"town": "Bern"}}</tool_call><|im_end|>'
 
 
 def tokenizer(template: str | None = CHATML, **special: str) -> PreTrainedTokenizerFast:
@@ -109,6 +123,72 @@ def test_reasoning_is_learned_where_the_template_would_drop_it(template: str) ->
     assert learned(renderer, row).endswith("short\n</think>\nhi<|im_end|>")
     prompt = renderer.prompt_ids(turns("hello"))
     assert row.ids[: len(prompt)] == prompt
+
+
+def test_declared_tools_are_shown_and_not_learned() -> None:
+    renderer = Renderer(tokenizer(WITH_TOOLS))
+    prompt = renderer.prompt_ids(turns("hello"), TOOLS)
+    row = renderer.lesson(turns("hello", "hi there"), tools=TOOLS)
+    assert '"name": "weather"' in renderer.tokenizer.decode(prompt)
+    assert row.ids[: len(prompt)] == prompt
+    assert learned(renderer, row) == "hi there<|im_end|>"
+
+
+@pytest.mark.parametrize("template", [WITH_TOOLS, CHATML])
+def test_no_tools_leave_every_token_where_it_was(template: str) -> None:
+    renderer, asked = Renderer(tokenizer(template)), turns("hello", "hi there")
+    assert renderer.lesson(asked, tools=[]) == renderer.lesson(asked, tools=None) == renderer.lesson(asked)
+    assert renderer.prompt_ids(asked[:1], []) == renderer.prompt_ids(asked[:1])
+
+
+def test_a_template_without_a_place_for_tools_leaves_them_out() -> None:
+    renderer = Renderer.load(str(files("stillroom") / "embedded/tickets-teacher"))
+    asked = turns("hello", "hi there")
+    assert renderer.lesson(asked, tools=TOOLS) == renderer.lesson(asked)
+    assert renderer.prompt_ids(asked[:1], TOOLS) == renderer.prompt_ids(asked[:1])
+
+
+def test_a_pure_call_is_learned_and_shown_with_its_arguments_as_an_object() -> None:
+    renderer = Renderer(tokenizer(WITH_TOOLS))
+    # As OpenAI's clients write it: null for what is not there, the arguments as JSON text.
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None}
+    asked = [*turns("Weather?"), call]
+    assert learned(renderer, renderer.lesson(asked, tools=TOOLS)) == WRITTEN
+    told = [*asked, {"role": "tool", "content": "rain"}, {"role": "assistant", "content": "Take a coat."}]
+    row = renderer.lesson(told, tools=TOOLS)
+    assert WRITTEN in renderer.tokenizer.decode(row.ids)
+    assert learned(renderer, row) == "Take a coat.<|im_end|>"
+    assert call == {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None}
+
+
+@pytest.mark.parametrize("opening", ["<think>\n", ""])
+def test_a_call_after_reasoning_is_learned_where_the_template_would_drop_the_reasoning(opening: str) -> None:
+    template = WITH_TOOLS.replace(
+        "{{ m['content'] }}", "{{ m['content'].split('</think>')[-1].lstrip() }}"
+    ).replace("assistant\n{% endif %}", "assistant\n" + opening + "{% endif %}")
+    renderer = Renderer(tokenizer(template))
+    for said in ("", "Let me look."):
+        call = {
+            "role": "assistant", "content": f"<think>\nshort\n</think>\n{said}", "tool_calls": [CALL]
+        }  # fmt: skip
+        row = renderer.lesson([*turns("hello"), call], tools=TOOLS)
+        assert learned(renderer, row).endswith(f"short\n</think>\n{said}{WRITTEN}")
+        assert renderer.tokenizer.decode(row.ids).count("<think>") == 1
+        prompt = renderer.prompt_ids(turns("hello"), TOOLS)
+        assert row.ids[: len(prompt)] == prompt
+
+
+def test_tools_that_are_no_declarations_are_a_model_error() -> None:
+    with pytest.raises(ModelError, match="refuses a conversation"):
+        Renderer(tokenizer(WITH_TOOLS)).prompt_ids(turns("hello"), ["weather"])  # type: ignore[list-item]
+
+
+def test_a_plain_model_passes_over_tools_and_turns_without_text(shared_data: Path) -> None:
+    renderer = Renderer.load(shared_data / "stories260k" / "hf")
+    empty = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    once, twice = turns("Once upon", " a time"), turns("Once upon", "", " a time")
+    assert renderer.prompt_ids([once[0], empty], TOOLS) == renderer.prompt_ids(twice[:2])
+    assert renderer.lesson(once, tools=TOOLS) == renderer.lesson(once)
 
 
 def test_the_end_of_turn_is_the_templates_even_where_eos_is_another_token() -> None:

@@ -118,7 +118,9 @@ def test_the_plan_takes_the_length_of_the_answers_that_are_there_and_warns_of_re
         reply = Reply("yes", "stop", completion_tokens=20)
         file.append(answer_of(Request(content_key(n), []), reply, 0.5) for n in range(4))
     second = plan()
-    assert re.search(r"lesson book    at most 1\.[4-9] MB if answers have 20 tokens \(as those so far have\)", second)
+    assert re.search(
+        r"lesson book    at most 1\.[4-9] MB if answers have 20 tokens \(as those so far have\)", second
+    )
     assert "so far       4 answers, $2.00 spent" in second
     assert "answers about 20,000, at most 100,000 (20 each, the mean of 4 so far)" in second
 

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 Message: TypeAlias = dict[str, Any]
-"""One chat turn: {"role": "system" | "user" | "assistant", "content": str}."""
+"""One chat turn: {"role": "system" | "user" | "assistant", "content": str}; an assistant's may have `tool_calls` in OpenAI's
+form, and then no content."""
 
 Finish: TypeAlias = Literal["stop", "length", "refused", "failed"]
 
@@ -122,6 +123,8 @@ class Answer:
     alternatives: list[list[tuple[str, float]]] | None = None
     seconds: float = 0.0
     error: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    """Declarations of the tools that it could call: those of its question."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ class Lesson:
     complete: bool = True
     """False where the answer was cut off: no end-of-turn token is learned."""
     checks: dict[str, bool] = field(default_factory=dict)
+    tools: list[dict[str, Any]] | None = None
+    """Declarations of the tools that may be called, in OpenAI's form: the student is shown them with the conversation."""
 
 
 @dataclass(frozen=True)

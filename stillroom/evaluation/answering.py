@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from stillroom.contracts.errors import ServiceFault
 from stillroom.contracts.files import SyncedLines, read_lines
-from stillroom.contracts.records import Answerer, Message, Reply, Request, Sampling, content_key, from_line
+from stillroom.contracts.records import Answerer, Reply, Request, Sampling, content_key, from_line
 from stillroom.evaluation.job import ModelSpec
 from stillroom.evaluation.results import Figures
 from stillroom.evaluation.scoring import Verdict, judge
-from stillroom.evaluation.tasks import EvaluationTask
+from stillroom.evaluation.tasks import EvaluationTask, Item
+from stillroom.models.chat_completions import ChatReply, ChatRequest
 
 Advance = Callable[[int, str], None]
 """Told how many more items are done, with a short note."""
@@ -30,7 +32,8 @@ def answer_tasks(
 ) -> tuple[dict[str, list[Verdict]], Figures]:
     """Verdicts by task, and what answering took.
 
-    All tasks go through one stream, so that batches stay full; equal questions are asked once.
+    All tasks go through one stream, so that batches stay full; equal questions are asked once. An item's tools are declared
+    to the model.
 
     Args:
         answers: JSONL file that keeps replies for the next attempt, each synced before it counts; None: kept nowhere.
@@ -40,14 +43,10 @@ def answer_tasks(
         ModelError, TeacherError: from the model.
     """
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, top_logprobs=int(spec.logprobs))
-    keys = {
-        task.name: [content_key(spec.api, spec.path, item.messages, asdict(sampling)) for item in task.items]
-        for task in tasks
-        if task.items
-    }
+    keys = {task.name: [_key(spec, item, sampling) for item in task.items] for task in tasks if task.items}
     copies = Counter(key for column in keys.values() for key in column)
-    questions: dict[str, list[Message]] = {
-        key: item.messages
+    questions = {
+        key: _request(key, item)
         for task in tasks
         for key, item in zip(keys.get(task.name, ()), task.items or (), strict=True)
     }
@@ -57,7 +56,7 @@ def answer_tasks(
     replies = dict(kept)
     prompt_tokens = generated = 0
     started = time.perf_counter()
-    for key, reply in _ask(model, {k: m for k, m in questions.items() if k not in kept}, sampling, answers):
+    for key, reply in _ask(model, [r for k, r in questions.items() if k not in kept], sampling, answers):
         replies[key] = reply
         prompt_tokens += reply.prompt_tokens
         generated += reply.completion_tokens
@@ -76,7 +75,30 @@ def answer_tasks(
     return verdicts, Figures(prompt_tokens=prompt_tokens, generated_tokens=generated, seconds=seconds)
 
 
-def _kept(answers: Path | None, questions: dict[str, list[Message]]) -> dict[str, Reply]:
+def _key(spec: ModelSpec, item: Item, sampling: Sampling) -> str:
+    tools = [item.tools] if item.tools else []
+    return content_key(spec.api, spec.path, item.messages, asdict(sampling), *tools)
+
+
+def _request(key: str, item: Item) -> Request:
+    if item.tools:
+        return ChatRequest(key, item.messages, parameters={"tools": item.tools})
+    return Request(key, item.messages)
+
+
+def _as_text(reply: Reply) -> Reply:
+    """The reply with calls that an API keeps apart in its text, in the tags in which most open models write theirs."""
+    calls = reply.tool_calls or [] if isinstance(reply, ChatReply) else []
+    functions = [call.get("function") or {} for call in calls]
+    written = [
+        f'<tool_call>\n{{"name": {json.dumps(function.get("name"))}, "arguments": {function.get("arguments") or "{}"}}}\n'
+        "</tool_call>"
+        for function in functions
+    ]
+    return replace(reply, text="\n".join(filter(None, [reply.text, *written]))) if written else reply
+
+
+def _kept(answers: Path | None, questions: dict[str, Request]) -> dict[str, Reply]:
     if answers is None or not answers.exists():
         return {}
     SyncedLines(answers).close()  # cuts off a half-written last line
@@ -85,14 +107,14 @@ def _kept(answers: Path | None, questions: dict[str, list[Message]]) -> dict[str
 
 
 def _ask(
-    model: Answerer, questions: dict[str, list[Message]], sampling: Sampling, answers: Path | None
+    model: Answerer, requests: list[Request], sampling: Sampling, answers: Path | None
 ) -> Iterator[tuple[str, Reply]]:
-    requests = (Request(key, messages) for key, messages in questions.items())
+    replies = ((request, _as_text(reply)) for request, reply in model.answer(requests, sampling))
     if answers is None:
-        yield from ((request.key, reply) for request, reply in model.answer(requests, sampling))
+        yield from ((request.key, reply) for request, reply in replies)
         return
     with SyncedLines(answers) as file:
-        for request, reply in model.answer(requests, sampling):
+        for request, reply in replies:
             if reply.finish != "failed":
                 file.append([{"key": request.key, **asdict(reply)}])
             yield request.key, reply

@@ -43,7 +43,7 @@ def likelihood(
     Raises:
         DataError: every lesson is too long.
     """
-    rendered = (model.renderer.lesson(lesson.messages, lesson.complete) for lesson in lessons)
+    rendered = (model.renderer.lesson(item.messages, item.complete, item.tools) for item in lessons)
     rows = [row for row in rendered if row.selected and len(row.ids) <= max_length]
     if not rows:
         raise DataError(

@@ -24,6 +24,8 @@ class Item:
 
     messages: list[Message]
     reference: str
+    tools: list[dict[str, Any]] | None = None
+    """Declarations of the tools that may be called, in OpenAI's form."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class EvaluationTask:
     @property
     def key(self) -> str:
         """A digest of all that decides a model's verdicts on this task."""
-        return content_key(asdict(self))
+        return content_key(asdict(self, dict_factory=_without_empty_tools))
 
 
 def load_task(
@@ -52,7 +54,8 @@ def load_task(
     """A task's file: JSONL of chat messages with the right answer.
 
     A line has `messages`, or a question as `prompt`, `question` or the like; and the right answer as `reference`,
-    `answer` or the like (text, or a JSON value), or as an assistant's turn at the end of its messages.
+    `answer` or the like (text, or a JSON value), or as an assistant's turn at the end of its messages. Its `tools`, in
+    OpenAI's form, are declared to the model.
 
     Args:
         score: `json` or `exact`; with `json` every reference must be a JSON object.
@@ -112,4 +115,24 @@ def _item(line: dict[str, Any], where: str, score: Score, system: str | None) ->
             expected='an object such as {"intent": "refund"}',
             do="mend the line, or score the task with `exact`",
         )
-    return Item(with_system(messages, system), reference)
+    return Item(with_system(messages, system), reference, _tools(line.get("tools"), where))
+
+
+def _tools(given: Any, where: str) -> list[dict[str, Any]] | None:
+    if not given:
+        return None
+    if not isinstance(given, list) or not all(
+        isinstance(tool, dict) and isinstance(tool.get("function"), dict) for tool in given
+    ):
+        raise DataError(
+            f"{where}: tools are not declarations of tools",
+            got=str(given)[:120],
+            expected='[{"type": "function", "function": {"name": "...", "parameters": {...}}}]',
+            do="mend the line, or leave its tools out",
+        )
+    return given
+
+
+def _without_empty_tools(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What declares no tools keeps the key that it had before there were any."""
+    return {name: value for name, value in fields if name != "tools" or value}

@@ -77,7 +77,7 @@ def _opened(spec: ModelSpec, settings: Settings) -> Iterator[Any]:
 
 def _warm_up(model: Any, lesson: Lesson, longest: int) -> None:
     """One forward pass, so that its buffers are in the peak of a model that answers no items."""
-    row = model.renderer.lesson(lesson.messages, lesson.complete)
+    row = model.renderer.lesson(lesson.messages, lesson.complete, lesson.tools)
     for _ in model.logits([replace(row, ids=row.ids[:longest], mask=row.mask[:longest])]):
         pass
 

@@ -15,7 +15,7 @@ from stillroom.contracts.files import SyncedLines, storage
 from stillroom.contracts.records import Answer, Reply, Request, from_line
 from stillroom.lessons.answers import assistant_turn
 from stillroom.lessons.keyed import KeyTable
-from stillroom.models.chat_completions import ChatReply
+from stillroom.models.chat_completions import ChatReply, ChatRequest
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,7 @@ def answer_of(
         prompt=request.prompt,
         sample=request.sample,
         messages=[*request.messages, assistant_turn(reply)],
+        tools=request.parameters.get("tools") if isinstance(request, ChatRequest) else None,
         finish=reply.finish,
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,

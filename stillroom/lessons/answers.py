@@ -32,9 +32,9 @@ def lesson_messages(messages: list[Message], *, reasoning: bool) -> list[Message
     """An answered conversation as the student learns it: with the reasoning of its last turn in <think> tags, or without."""
     *before, last = messages
     turn = {key: value for key, value in last.items() if key != "reasoning_content"}
-    thought = last.get("reasoning_content")
+    thought, content = last.get("reasoning_content"), last["content"] or ""  # none where a tool is called
     if not reasoning:
-        turn["content"] = strip_reasoning(last["content"])
+        turn["content"] = strip_reasoning(content)
     elif thought:
-        turn["content"] = f"{OPEN}{thought}{CLOSE}\n{last['content']}"
+        turn["content"] = f"{OPEN}{thought}{CLOSE}\n{content}"
     return [*before, turn]

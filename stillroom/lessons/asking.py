@@ -64,14 +64,16 @@ class Asking:
             )
 
     def about(self, prompt: Prompt, *, api: bool, logged: bool) -> Iterator[Request]:
-        """The requests of a question: with its own tools where an API is asked; a log's answer is the first sample's.
+        """The requests of a question, with its own tools; a log's answer is the first sample's.
 
         Args:
             prompt: the question.
-            api: whether parameters of its own can be passed on.
+            api: whether all its own parameters can be passed on; a local model is told of its tools alone.
             logged: whether a log's answer is taken.
         """
-        own = prompt.own if api and isinstance(prompt, RunPrompt) else None
+        own = prompt.own if isinstance(prompt, RunPrompt) else {}
+        if not api:  # chat templates know tools, not which of them must be called
+            own = {name: value for name, value in own.items() if name == "tools"}
         asked = self.requests(prompt.messages, prompt.id, own or None)
         if logged and isinstance(prompt, RunPrompt) and (reply := logged_reply(vars(prompt))) is not None:
             first = next(asked)

@@ -54,7 +54,7 @@ def capture_book(
     Args:
         folder: the book's folder.
         recipe: its teacher, signal and temperature settings.
-        answers: the teacher's answers, in a fixed order.
+        answers: the teacher's answers with the tools of their questions, in a fixed order.
         teacher: a Scorer. An API is not asked through it: answers carry their alternatives, or vLLM reads the lessons.
         renderer: lays out the lessons as the student will see them.
         progress: where to report to.
@@ -120,7 +120,7 @@ def _lessons(
 ) -> Iterator[tuple[Answer, Rendered]]:
     for answer in answers:
         messages = lesson_messages(answer.messages, reasoning=recipe.teach.reasoning)
-        rendered = renderer.lesson(messages, complete=answer.finish == "stop")
+        rendered = renderer.lesson(messages, complete=answer.finish == "stop", tools=answer.tools)
         if rendered.selected and len(rendered.ids) <= recipe.distil.max_length:
             yield answer, rendered
 

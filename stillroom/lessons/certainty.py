@@ -58,7 +58,7 @@ def certainty(
         told = from_alternatives(answer)
         if told is not None:
             return told
-        rendered = renderer.lesson(answer.messages, complete=answer.finish == "stop")
+        rendered = renderer.lesson(answer.messages, complete=answer.finish == "stop", tools=answer.tools)
         key = book.key(rendered.ids, rendered.mask)
         if not book.has(key):
             return None

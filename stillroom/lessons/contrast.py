@@ -41,8 +41,8 @@ def differences(reference: Scorer, answers: Sequence[Answer]) -> list[float | No
     """
     known = [number for number, answer in enumerate(answers) if answer.logprob is not None]
     rows = [
-        reference.renderer.lesson(answers[number].messages, complete=answers[number].finish == "stop")
-        for number in known
+        reference.renderer.lesson(answer.messages, complete=answer.finish == "stop", tools=answer.tools)
+        for answer in (answers[number] for number in known)
     ]
     found: list[float | None] = [None] * len(answers)
     for number, row, logits in zip(known, rows, reference.logits(rows), strict=True):

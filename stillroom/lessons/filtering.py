@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.contracts.recipe import Filter
-from stillroom.contracts.records import Answer, Lesson, Message, Prompt, Rejected, content_key
+from stillroom.contracts.records import Answer, Lesson, Message, Rejected, content_key
 from stillroom.lessons.contamination import HeldOut, question_text
 from stillroom.lessons.facts import Examined, Facts, review_line
 from stillroom.lessons.groups import ALONE, Candidate, Group, Helpers, Sifted, Work, case_of, settled
@@ -190,7 +190,7 @@ class Filtering:
             item.facts = Examined(item.facts.claims, bases=item.facts.bases)
             return False
         if self.rule.facts == "review":
-            lesson = self._lesson(work.group.prompt, item)
+            lesson = self._lesson(work.group, item)
             work.out.review.append(review_line(lesson, item.facts))
             self._reject(work, item.answer, "held for review", "; ".join(item.facts.doubts)[:200])
         else:
@@ -211,7 +211,7 @@ class Filtering:
                 self._reject(work, answer, "nearly the same as another", f"lesson {other:016x}...")
             else:
                 here.add(text)
-                lesson = self._lesson(work.group.prompt, item)
+                lesson = self._lesson(work.group, item)
                 self._seen.put(lesson.id, 0)
                 kept.append((item, lesson))
         return kept
@@ -224,7 +224,8 @@ class Filtering:
         self._compared.append(_number(content_key(messages)))
         return None if found is None else self._compared[found]
 
-    def _lesson(self, prompt: Prompt, item: Candidate) -> Lesson:
+    def _lesson(self, group: Group, item: Candidate) -> Lesson:
+        prompt = group.prompt
         checked = {item.finding.passed: True} if item.finding.passed else {}
         facts = {"facts": not item.facts.doubts} if item.facts and item.facts.bases else {}
         return Lesson(
@@ -234,6 +235,7 @@ class Filtering:
             source=prompt.source,
             complete=item.answer.finish == "stop",
             checks=checked | facts,
+            tools=[_declaration(tool) for tool in group.tools or () if isinstance(tool, dict)] or None,
         )
 
     def _reject(self, work: Work, answer: Answer, reason: str, detail: str = "") -> None:
@@ -244,6 +246,11 @@ class Filtering:
 def _number(key: str) -> int:
     """A key's first 64 bits: enough to name a lesson by."""
     return int(key[:16], 16)
+
+
+def _declaration(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool's declaration in OpenAI's form; some files have the function alone."""
+    return tool if "function" in tool else {"type": "function", "function": tool}
 
 
 def _text(messages: list[Message]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, GenerationConfig
@@ -20,7 +20,11 @@ from transformers import AutoTokenizer, GenerationConfig
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.records import Message
 
+Tools: TypeAlias = Sequence[dict[str, Any]]
+"""Declarations of tools, in OpenAI's form."""
+
 THINK = "<think>"
+_CLOSE_THINK = "</think>"
 SOURCE = "source"
 """The role of a turn that says where a text stands. It is shown to no model: what follows it is read as plain text."""
 _PROBE = "stillroom"
@@ -117,15 +121,22 @@ class Renderer:
         """What comes before a conversation; templates write theirs as text."""
         return self._beginning if self.plain else []
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools | None = None) -> list[int]:
         """What a model is shown before it answers.
 
-        Raises:
-            ModelError: the chat template refuses the conversation.
-        """
-        return self._opening + self._encode(self._text(messages, prompt=True))["input_ids"]
+        Args:
+            messages: the conversation so far.
+            tools: declarations of what may be called, in OpenAI's form; a template that has no place for them leaves
+                them out.
 
-    def lesson(self, messages: Sequence[Message], complete: bool = True) -> Rendered:
+        Raises:
+            ModelError: the chat template refuses the conversation or the tools.
+        """
+        return self._opening + self._encode(self._text(messages, tools, prompt=True))["input_ids"]
+
+    def lesson(
+        self, messages: Sequence[Message], complete: bool = True, tools: Tools | None = None
+    ) -> Rendered:
         """A whole conversation, with its last turn, the assistant's, to be predicted.
 
         Prompt and completion are tokenised together. From the first completion token to the end-of-turn token all
@@ -135,13 +146,14 @@ class Renderer:
         Args:
             messages: the conversation; its last turn is the assistant's.
             complete: False for an answer that was cut short: it ends without an end-of-turn token.
+            tools: as of `prompt_ids`.
 
         Raises:
-            ModelError: the chat template refuses the conversation.
+            ModelError: the chat template refuses the conversation or the tools.
         """
         if any(message["role"] == SOURCE for message in messages):
             return self.text(messages[-1]["content"])
-        prompt, full = self._prompt_and_full(messages)
+        prompt, full = self._prompt_and_full(messages, tools)
         encoded = self._encode(full, return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]
         start = next(
@@ -180,31 +192,49 @@ class Renderer:
         context = self.decode(prompt[-8:])
         return self.decode([*prompt[-8:], *answer])[len(context) :]
 
-    def _prompt_and_full(self, messages: Sequence[Message]) -> tuple[str, str]:
-        content: str = messages[-1]["content"]
-        prompt = self._text(messages[:-1], prompt=True)
+    def _prompt_and_full(self, messages: Sequence[Message], tools: Tools | None) -> tuple[str, str]:
+        *before, last = messages
+        content: str = last.get("content") or ""
+        prompt = self._text(before, tools, prompt=True)
         if self.plain:
             return prompt, prompt + content
-        full = self._text(messages, prompt=False)
+        full = self._text(messages, tools, prompt=False)
         if full.startswith(prompt) and content.strip() in full[len(prompt) :]:
             return prompt, full
         # Templates that open <think> in the prompt, or that drop or rewrite reasoning: the answer stays as it was.
+        calls = ""
+        if last.get("tool_calls"):
+            content, calls = self._calling(messages, tools, prompt)
         if prompt.rstrip().endswith(THINK):
             content = content.removeprefix(THINK).lstrip("\n")
-        return prompt, prompt + content
+        return prompt, prompt + content + calls
 
-    def _text(self, messages: Sequence[Message], *, prompt: bool) -> str:
+    def _calling(self, messages: Sequence[Message], tools: Tools | None, prompt: str) -> tuple[str, str]:
+        """The last turn's reasoning as it stands, and what the template makes of the rest of it, its calls included."""
+        content: str = messages[-1].get("content") or ""
+        said = content.rpartition(_CLOSE_THINK)[2].lstrip("\n")
+        thought = content[: len(content) - len(said)]
+        full = self._text([*messages[:-1], {**messages[-1], "content": said}], tools, prompt=False)
+        begun = prompt.rstrip()
+        begun = begun.removesuffix(THINK) if begun.endswith(THINK) else prompt
+        return (thought, full[len(begun) :]) if full.startswith(begun) else (content, "")
+
+    def _text(self, messages: Sequence[Message], tools: Tools | None = None, *, prompt: bool) -> str:
         if self.plain:
-            return "".join(message["content"] for message in messages)
+            return "".join(message.get("content") or "" for message in messages)
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=prompt
+                [_as_templates_expect(message) for message in messages],
+                tools=list(tools) if tools else None,
+                tokenize=False,
+                add_generation_prompt=prompt,
             )
-        except TemplateError as error:
+        # Besides their own refusals, templates add and count what they take for text.
+        except (TemplateError, TypeError, ValueError) as error:
             raise ModelError(
                 f"the chat template of {self.tokenizer.name_or_path} refuses a conversation",
                 got=f"{error}; roles {', '.join(message['role'] for message in messages)}",
-                expected="roles that the template knows, in its order",
+                expected="roles that the template knows, in its order; tools in OpenAI's form",
                 do="leave out the system prompt, or use a model whose template has one",
             ) from error
 
@@ -222,6 +252,29 @@ class Renderer:
         special = self.tokenizer.all_special_ids
         added = self.tokenizer.added_tokens_decoder
         return ids[0] if ids and (ids[0] in special or ids[0] in added) else self.tokenizer.eos_token_id
+
+
+def _as_templates_expect(message: Message) -> Message:
+    """A turn without empty fields, its content text, and the arguments of its calls objects.
+
+    OpenAI's form has null for the content of a pure call, and the arguments as JSON text, which templates that write them
+    as JSON would quote a second time.
+    """
+    turn = {"content": "", **{key: value for key, value in message.items() if value is not None}}
+    if calls := turn.get("tool_calls"):
+        turn["tool_calls"] = [_with_read_arguments(call) for call in calls]
+    return turn
+
+
+def _with_read_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _generation_eos(reference: Path | str) -> list[int]:

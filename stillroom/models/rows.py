@@ -9,6 +9,7 @@ from itertools import islice
 
 from stillroom.checks.reasoning import reasoning_length
 from stillroom.contracts.records import Reply, Request, Sampling
+from stillroom.models.chat_completions import ChatRequest
 from stillroom.models.rendering import Renderer
 
 
@@ -47,7 +48,7 @@ def answer_rows(
     """Answer requests, a bounded window at a time.
 
     Args:
-        requests: read a window ahead.
+        requests: read a window ahead. Of a ChatRequest's own parameters its tools are shown to the model.
         sampling: how to draw.
         renderer: makes the prompts.
         context: most tokens of prompt and answer together; None where the model has no bound. A prompt that leaves
@@ -65,7 +66,8 @@ def answer_rows(
 
 
 def _row(request: Request, sampling: Sampling, renderer: Renderer, context: int | None) -> Row:
-    prompt = renderer.prompt_ids(request.messages)
+    own = request.parameters if isinstance(request, ChatRequest) else {}
+    prompt = renderer.prompt_ids(request.messages, own.get("tools"))
     room = sampling.max_new_tokens if context is None else context - len(prompt)
     limit = min(sampling.max_new_tokens, room) if prompt else 0
     return Row(request, prompt, request.seed(sampling), limit)

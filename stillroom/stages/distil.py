@@ -79,7 +79,7 @@ class DistilStage:
         for line in read_lines(self.context.run.need("filter") / "lessons.jsonl"):
             lesson = from_line(Lesson, line)
             if lesson.split == split:
-                rendered = self.renderer.lesson(lesson.messages, lesson.complete)
+                rendered = self.renderer.lesson(lesson.messages, lesson.complete, lesson.tools)
                 if len(rendered.ids) > self.recipe.distil.max_length:
                     self.too_long += 1
                 else:
@@ -91,7 +91,7 @@ class DistilStage:
             if prompt.reference is not None and prompt.split == "train":
                 turn = {"role": "assistant", "content": prompt.reference}
                 asked = with_system(prompt.messages, self.recipe.teach.system)
-                yield self.renderer.lesson([*asked, turn])
+                yield self.renderer.lesson([*asked, turn], tools=prompt.tools)
 
     def rows(self, lessons: Iterator[Rendered], *, signals: bool) -> RowSource:
         """Rows with the signals of the run's book, or without."""

@@ -166,8 +166,12 @@ def _groups(context: StageContext) -> Iterator[Group]:
         for line in read_lines(context.run.need("prompts") / "prompts.jsonl"):
             prompt = from_line(RunPrompt, line)  # its own tools and a log's answer are part of its requests
             found = (file.read(request.key) for request in requests_of(recipe, identity, [prompt]))
-            answers = [_as_lesson(answer, recipe.teach.reasoning) for answer in found if answer]
-            yield Group(prompt, answers, line.get("tools"), line.get("check"), line.get("document"))
+            answers = [
+                _as_lesson(replace(answer, tools=prompt.tools), recipe.teach.reasoning)
+                for answer in found
+                if answer
+            ]
+            yield Group(prompt, answers, prompt.tools, line.get("check"), line.get("document"))
 
 
 def _as_lesson(answer: Answer, reasoning: bool) -> Answer:

@@ -7,9 +7,11 @@ any of them and it is asked again, change none and never. The book in teach/sign
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from stillroom.contracts.records import Answerer, Reply, Request, Sampling
+from stillroom.contracts.recipe import Recipe
+from stillroom.contracts.records import Answer, Answerer, Reply, Request, Sampling
 from stillroom.lessons.answered import AnswersFile, spent_in
 from stillroom.lessons.asking import (
     LoggedRequest,
@@ -60,8 +62,8 @@ def run(context: StageContext) -> dict[str, Any]:
             counts = _ask(context, teacher, requests, file)
         if recipe.teach.signal.kind != "none":
             with AnswersFile(context.folder / "answers.jsonl") as file:
-                answers = (file.read(request.key) for request in requests())
-                good = (answer for answer in answers if answer and answer.finish in ("stop", "length"))
+                answers = _with_tools(recipe, identity, context, file)
+                good = (answer for answer in answers if answer.finish in ("stop", "length"))
                 counts |= capture_book(
                     context.folder / "signals",
                     recipe,
@@ -73,6 +75,14 @@ def run(context: StageContext) -> dict[str, Any]:
     finally:
         teacher.close()
     return counts
+
+
+def _with_tools(recipe: Recipe, identity: str, context: StageContext, file: AnswersFile) -> Iterator[Answer]:
+    """The answers in the order of their requests, each with its question's tools: the lesson is laid out with them."""
+    for prompt in read_run_prompts(context.run.need("prompts")):
+        for request in requests_of(recipe, identity, [prompt]):
+            if answer := file.read(request.key):
+                yield replace(answer, tools=prompt.tools)
 
 
 def _teacher(context: StageContext) -> Answerer:
