@@ -81,7 +81,11 @@ HOSTILE = {
         {"killed", "time"},
     ),
     "takes all memory at once": ("x = 'a' * (8 << 30)", {"failed"}),
-    "takes all memory bit by bit": ("x = []\nwhile True: x.append(bytearray(32 << 20))", {"failed"}),
+    # On a busy machine its seconds are over before the memory is.
+    "takes all memory bit by bit": (
+        "x = []\nwhile True: x.append(bytearray(32 << 20))",
+        {"failed", "killed", "time"},
+    ),
     "prints a gigabyte": ("import os\nfor _ in range(1024): os.write(1, b'x' * (1 << 20))", {"output"}),
     "opens a socket": ("import socket\nsocket.socket()", {"failed"}),
     "writes a huge file": ("open('big', 'wb').write(b'x' * (64 << 20))", {"failed"}),
