@@ -94,10 +94,10 @@ def ours(url: str, count: int, places: int, work: Path) -> float:
     """Seconds that `teach` takes."""
     from stillroom.contracts.progress import Meter
     from stillroom.contracts.records import Request, Sampling
-    from stillroom.lessons.answered import AnswersFile
-    from stillroom.lessons.asking import Asking
-    from stillroom.lessons.bill import Bill
-    from stillroom.lessons.teaching import Panel, teach
+    from stillroom.lessons.teach.answered import AnswersFile
+    from stillroom.lessons.teach.asking import Asking
+    from stillroom.lessons.teach.bill import Bill
+    from stillroom.lessons.teach.teaching import Panel, teach
     from stillroom.models.api import ApiModel
     from stillroom.models.teachers import Price
 

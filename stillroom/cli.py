@@ -124,7 +124,7 @@ def init(
     seed: Annotated[int, typer.Option(help="Of the example job: seeds the messages.")] = 0,
 ) -> None:
     """Make a job to start from: yours, from a description and a few examples, or the example of customer tickets."""
-    from stillroom.lessons.starting import start_from_examples, start_job
+    from stillroom.lessons.prompts.starting import start_from_examples, start_job
 
     folder = Path(name)
     if (task is None) != (examples is None):
@@ -147,7 +147,7 @@ def init(
 @app.command(epilog="Example: stillroom plan tickets --set distil.batch_size=64")
 def plan(recipe: RecipePath, sets: Sets = None, runs: Runs = Path("runs")) -> None:
     """Say what a run would do and what it needs, without doing it: stages, parameters, memory, disk."""
-    from stillroom.lessons.forecast import forecast, forecast_lines
+    from stillroom.lessons.expand.forecast import forecast, forecast_lines
     from stillroom.planning.plan import Asked, plan_lines
 
     run = _run_of(recipe, sets, runs)
@@ -258,7 +258,7 @@ def filter_(
     The answer is the assistant's turn at the end of a line's messages, or its completion, response, output or solution.
     The right answer is in reference, ground_truth or the like. Samples of one question stand in consecutive lines.
     """
-    from stillroom.lessons.filter_file import filter_file, settings_recipe, summary_lines
+    from stillroom.lessons.filter.filter_file import filter_file, settings_recipe, summary_lines
 
     recipe = settings_recipe(sets or (), source)
     summary = filter_file(
@@ -401,8 +401,8 @@ def teach(
 ) -> None:
     """Have questions answered by a teacher, without a recipe: every answer is kept, none is paid for twice."""
     from stillroom.display import open_progress
-    from stillroom.lessons.teach_file import teach_file
-    from stillroom.lessons.teach_settings import teach_settings
+    from stillroom.lessons.teach.teach_file import teach_file
+    from stillroom.lessons.teach.teach_settings import teach_settings
 
     given = {"model": model, "api": api, "prices": str(prices) if prices else None}
     teacher, settings = teach_settings(

@@ -12,7 +12,7 @@ from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.runfolder import Run
 from stillroom.gguf import export
-from stillroom.lessons.tickets import tickets
+from stillroom.lessons.prompts.tickets import tickets
 from stillroom.models.llama_cpp_server import LlamaServer
 from stillroom.models.references import resolve_model
 from stillroom.pipeline import run_pipeline
@@ -74,9 +74,9 @@ def test_signals_from_an_endpoint_are_the_teachers_own_probabilities(served):
     from transformers import AutoModelForCausalLM
 
     from stillroom.contracts.records import Request, Sampling
-    from stillroom.lessons.answered import answer_of
-    from stillroom.lessons.answers import lesson_messages
-    from stillroom.lessons.capture import _aligned
+    from stillroom.lessons.teach.answered import answer_of
+    from stillroom.lessons.teach.answers import lesson_messages
+    from stillroom.lessons.teach.capture import _aligned
     from stillroom.models.api import ApiModel
     from stillroom.models.rendering import Renderer
 
@@ -110,8 +110,8 @@ def test_signals_from_an_endpoint_are_the_teachers_own_probabilities(served):
 
 def test_of_several_special_tokens_listed_without_a_text_the_end_of_the_turn_is_the_likeliest():
     from stillroom.contracts.records import Reply, Request
-    from stillroom.lessons.answered import answer_of
-    from stillroom.lessons.capture import _aligned
+    from stillroom.lessons.teach.answered import answer_of
+    from stillroom.lessons.teach.capture import _aligned
     from stillroom.models.rendering import Renderer
 
     renderer = Renderer.load(TEACHER)

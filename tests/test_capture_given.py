@@ -18,9 +18,9 @@ from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import PromptSource
 from stillroom.contracts.runfolder import Run
-from stillroom.lessons.corpora import blocks, corpus_questions
-from stillroom.lessons.given import with_given_answer
-from stillroom.lessons.questions import Question
+from stillroom.lessons.prompts.corpora import blocks, corpus_questions
+from stillroom.lessons.prompts.given import with_given_answer
+from stillroom.lessons.prompts.questions import Question
 from stillroom.models.rendering import Renderer
 from stillroom.pipeline import run_pipeline
 from stillroom.signals import Book

@@ -18,7 +18,7 @@ from stillroom.contracts.errors import ModelError, RecipeError, ServiceFault, Te
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.records import Answer
-from stillroom.lessons.capture import capture_book
+from stillroom.lessons.teach.capture import capture_book
 from stillroom.models.endpoint import Endpoint
 from stillroom.models.rendering import Rendered, Renderer
 from stillroom.models.vllm_scoring import VllmScorer

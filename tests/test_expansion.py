@@ -20,10 +20,10 @@ from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Expand
 from stillroom.contracts.runfolder import Run
-from stillroom.lessons.answered import AnswersFile
-from stillroom.lessons.expansion import Expansion
-from stillroom.lessons.inventing import Candidate, read_candidates, read_list
-from stillroom.lessons.questions import Question
+from stillroom.lessons.expand.expansion import Expansion
+from stillroom.lessons.expand.inventing import Candidate, read_candidates, read_list
+from stillroom.lessons.prompts.questions import Question
+from stillroom.lessons.teach.answered import AnswersFile
 from stillroom.pipeline import outlook, run_pipeline
 from stillroom.stats.minhash import jaccard, shingles
 

@@ -15,13 +15,13 @@ import pytest
 from stillroom.contracts.errors import UserError
 from stillroom.contracts.recipe import Filter
 from stillroom.contracts.records import Answer, Prompt
-from stillroom.lessons.certainty import from_alternatives
-from stillroom.lessons.claims import Stated
-from stillroom.lessons.contamination import HeldOut
-from stillroom.lessons.facts import Facts
-from stillroom.lessons.filter_file import filter_file, settings_recipe
-from stillroom.lessons.filtering import Filtering
-from stillroom.lessons.groups import Group, Helpers, Sifted
+from stillroom.lessons.filter.certainty import from_alternatives
+from stillroom.lessons.filter.claims import Stated
+from stillroom.lessons.filter.contamination import HeldOut
+from stillroom.lessons.filter.facts import Facts
+from stillroom.lessons.filter.filter_file import filter_file, settings_recipe
+from stillroom.lessons.filter.filtering import Filtering
+from stillroom.lessons.filter.groups import Group, Helpers, Sifted
 from stillroom.report.cards import dataset_card
 
 QUESTION = "When was the bridge at Kirchenfeld opened, and who built it?"

@@ -19,15 +19,15 @@ import yaml
 from stillroom.contracts.errors import RecipeError, UserError
 from stillroom.contracts.recipe import Filter
 from stillroom.contracts.records import Answer, Prompt
-from stillroom.lessons.contamination import SHORTEST, HeldOut, Leak
-from stillroom.lessons.contamination import words as words_of
-from stillroom.lessons.filter_file import read_row, settings_recipe
-from stillroom.lessons.filtering import Filtering
-from stillroom.lessons.groups import Group, Sifted
-from stillroom.lessons.language import language_of
-from stillroom.lessons.quality import objection, repeats
-from stillroom.lessons.refusals import refusal
-from stillroom.lessons.tickets import tickets
+from stillroom.lessons.filter.contamination import SHORTEST, HeldOut, Leak
+from stillroom.lessons.filter.contamination import words as words_of
+from stillroom.lessons.filter.filter_file import read_row, settings_recipe
+from stillroom.lessons.filter.filtering import Filtering
+from stillroom.lessons.filter.groups import Group, Sifted
+from stillroom.lessons.filter.language import language_of
+from stillroom.lessons.filter.quality import objection, repeats
+from stillroom.lessons.filter.refusals import refusal
+from stillroom.lessons.prompts.tickets import tickets
 from stillroom.report.cards import dataset_card
 
 

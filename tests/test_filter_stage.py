@@ -19,8 +19,8 @@ from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.records import Answer, from_line
 from stillroom.contracts.runfolder import Run
-from stillroom.lessons.answers import lesson_messages
-from stillroom.lessons.certainty import certainty
+from stillroom.lessons.filter.certainty import certainty
+from stillroom.lessons.teach.answers import lesson_messages
 from stillroom.models.local import LocalModel
 from stillroom.pipeline import run_pipeline
 

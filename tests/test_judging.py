@@ -15,16 +15,16 @@ from tiny_llama import save_tiny
 from stillroom.contracts.errors import RecipeError, ServiceFault
 from stillroom.contracts.recipe import Filter
 from stillroom.contracts.records import Answer, Prompt, Reply, Request, Sampling
-from stillroom.lessons.answered import AnswersFile
-from stillroom.lessons.bill import Bill
-from stillroom.lessons.contamination import HeldOut
-from stillroom.lessons.contrast import differences
-from stillroom.lessons.filter_file import filter_file, settings_recipe
-from stillroom.lessons.filtering import Filtering
-from stillroom.lessons.groups import Group, Helpers
-from stillroom.lessons.headroom import Headroom
-from stillroom.lessons.judging import SAMPLING, Duel, Judge, ring
-from stillroom.lessons.verification import Case, Finding, verifier
+from stillroom.lessons.filter.contamination import HeldOut
+from stillroom.lessons.filter.contrast import differences
+from stillroom.lessons.filter.filter_file import filter_file, settings_recipe
+from stillroom.lessons.filter.filtering import Filtering
+from stillroom.lessons.filter.groups import Group, Helpers
+from stillroom.lessons.filter.headroom import Headroom
+from stillroom.lessons.filter.judging import SAMPLING, Duel, Judge, ring
+from stillroom.lessons.filter.verification import Case, Finding, verifier
+from stillroom.lessons.teach.answered import AnswersFile
+from stillroom.lessons.teach.bill import Bill
 from stillroom.report.cards import dataset_card
 
 QUESTION = [{"role": "user", "content": "How do I descale a kettle?"}]

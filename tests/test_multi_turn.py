@@ -23,10 +23,10 @@ from stillroom.contracts.records import Answer, Lesson, Prompt, from_line, to_li
 from stillroom.contracts.runfolder import Run
 from stillroom.evaluation import EvaluationTask, Item, ModelSpec, load_task
 from stillroom.evaluation.answering import answer_tasks
-from stillroom.lessons.answers import lesson_messages
-from stillroom.lessons.contamination import HeldOut
-from stillroom.lessons.filtering import Filtering
-from stillroom.lessons.groups import Group
+from stillroom.lessons.filter.contamination import HeldOut
+from stillroom.lessons.filter.filtering import Filtering
+from stillroom.lessons.filter.groups import Group
+from stillroom.lessons.teach.answers import lesson_messages
 from stillroom.models.api import ApiModel
 from stillroom.models.local import LocalModel
 from stillroom.models.rendering import Rendered, Renderer

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from stillroom.contracts.errors import DataError, RecipeError
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.recipe import PromptSource
-from stillroom.lessons.documents import DrawnPassages, passages, read_passages
-from stillroom.lessons.logs import logged_reply
-from stillroom.lessons.questions import Question
-from stillroom.lessons.sources import question_key, read_questions
+from stillroom.lessons.prompts.documents import DrawnPassages, passages, read_passages
+from stillroom.lessons.prompts.logs import logged_reply
+from stillroom.lessons.prompts.questions import Question
+from stillroom.lessons.prompts.sources import question_key, read_questions
 
 
 def read(path: Path, **settings) -> tuple[list[Question], list[str]]:

@@ -17,8 +17,8 @@ from tiny_llama import write_jsonl
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.runfolder import Run
-from stillroom.lessons.diversity import Reservoir, diversity
-from stillroom.lessons.mixing import Stock, choose, interleave, quotas
+from stillroom.lessons.expand.diversity import Reservoir, diversity
+from stillroom.lessons.prompts.mixing import Stock, choose, interleave, quotas
 from stillroom.stages import prompts
 from stillroom.stages.context import StageContext
 

@@ -14,9 +14,9 @@ from tiny_llama import write_jsonl
 
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.recipe import PromptSource
-from stillroom.lessons.questions import conversation_key, question_key
-from stillroom.lessons.readers import read_rows
-from stillroom.lessons.sources import read_questions
+from stillroom.lessons.prompts.questions import conversation_key, question_key
+from stillroom.lessons.prompts.readers import read_rows
+from stillroom.lessons.prompts.sources import read_questions
 
 TALK = [{"role": "user", "content": "Refund?"}]
 TOOLS = [{"type": "function", "function": {"name": "refund", "parameters": {"type": "object"}}}]
@@ -106,7 +106,7 @@ import sys
 sys.modules["pyarrow"] = sys.modules["datasets"] = None
 from pathlib import Path
 from stillroom.contracts.errors import MissingExtra
-from stillroom.lessons.readers import read_rows
+from stillroom.lessons.prompts.readers import read_rows
 for name in (sys.argv[1], "hub:openai/gsm8k:main"):
     try:
         next(read_rows(name, Path(name)))

@@ -12,7 +12,7 @@ from tiny_llama import write_jsonl
 
 from stillroom.contracts.errors import DataError, UserError
 from stillroom.contracts.loading import load_recipe
-from stillroom.lessons.starting import start_from_examples
+from stillroom.lessons.prompts.starting import start_from_examples
 
 EXAMPLES = [
     {"message": f"Where is parcel {n}?", "answer": {"intent": "tracking", "parcel": n}} for n in range(12)

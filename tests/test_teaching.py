@@ -18,15 +18,15 @@ from stillroom.contracts.errors import DataError, RecipeError, RunError, Teacher
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Meter, Progress
 from stillroom.contracts.records import Prompt, Reply, Request, Sampling, content_key
-from stillroom.lessons.answered import AnswersFile, Totals, answer_of
-from stillroom.lessons.answers import assistant_turn, lesson_messages
-from stillroom.lessons.asking import Asking, requests_of
-from stillroom.lessons.bill import Bill
-from stillroom.lessons.keyed import KeyTable
-from stillroom.lessons.outlook import look_ahead, outlook_lines
-from stillroom.lessons.teach_file import teach_file
-from stillroom.lessons.teach_settings import teach_settings
-from stillroom.lessons.teaching import Panel, teach
+from stillroom.lessons.teach.answered import AnswersFile, Totals, answer_of
+from stillroom.lessons.teach.answers import assistant_turn, lesson_messages
+from stillroom.lessons.teach.asking import Asking, requests_of
+from stillroom.lessons.teach.bill import Bill
+from stillroom.lessons.teach.keyed import KeyTable
+from stillroom.lessons.teach.outlook import look_ahead, outlook_lines
+from stillroom.lessons.teach.teach_file import teach_file
+from stillroom.lessons.teach.teach_settings import teach_settings
+from stillroom.lessons.teach.teaching import Panel, teach
 from stillroom.models.chat_completions import ChatReply
 from stillroom.models.teachers import BUILT_IN, Price, check_terms, price_of, read_table, terms_of
 

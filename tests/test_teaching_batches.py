@@ -16,9 +16,9 @@ from aiohttp import web
 from stillroom.contracts.errors import TeacherError
 from stillroom.contracts.progress import Meter
 from stillroom.contracts.records import Request, Sampling, content_key
-from stillroom.lessons.answered import AnswersFile
-from stillroom.lessons.bill import Bill
-from stillroom.lessons.teaching import Panel, teach
+from stillroom.lessons.teach.answered import AnswersFile
+from stillroom.lessons.teach.bill import Bill
+from stillroom.lessons.teach.teaching import Panel, teach
 from stillroom.models.batches import BatchModel
 
 

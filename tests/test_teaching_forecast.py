@@ -16,8 +16,8 @@ from stillroom.contracts.errors import DataError
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.records import Reply, Request, content_key
 from stillroom.contracts.runfolder import Run
-from stillroom.lessons.answered import AnswersFile, answer_of
-from stillroom.lessons.forecast import forecast, forecast_lines
+from stillroom.lessons.expand.forecast import forecast, forecast_lines
+from stillroom.lessons.teach.answered import AnswersFile, answer_of
 from stillroom.planning.plan import Asked, plan_lines
 
 OPENAI = "https://api.openai.com/v1"

@@ -18,12 +18,12 @@ from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Meter, Progress
 from stillroom.contracts.records import Prompt, Reply, Request, Sampling
 from stillroom.contracts.runfolder import Run
-from stillroom.lessons.answered import AnswersFile
-from stillroom.lessons.asking import LoggedRequest, RunPrompt, requests_of, take_logged
-from stillroom.lessons.bill import Bill
-from stillroom.lessons.teach_file import teach_file
-from stillroom.lessons.teach_settings import teach_settings
-from stillroom.lessons.teaching import Panel, teach
+from stillroom.lessons.teach.answered import AnswersFile
+from stillroom.lessons.teach.asking import LoggedRequest, RunPrompt, requests_of, take_logged
+from stillroom.lessons.teach.bill import Bill
+from stillroom.lessons.teach.teach_file import teach_file
+from stillroom.lessons.teach.teach_settings import teach_settings
+from stillroom.lessons.teach.teaching import Panel, teach
 from stillroom.pipeline import run_pipeline
 from stillroom.stages.teach import _WholeWindows
 

@@ -21,10 +21,10 @@ from test_models_api import KEY, Server, echo
 from stillroom.contracts.errors import DataError, RecipeError, ServiceFault, TeacherError
 from stillroom.contracts.progress import Meter
 from stillroom.contracts.records import Request, Sampling, content_key
-from stillroom.lessons.answered import AnswersFile
-from stillroom.lessons.bill import Bill
-from stillroom.lessons.teach_settings import check_ways, teach_settings
-from stillroom.lessons.teaching import Panel, Taught, conclude, teach
+from stillroom.lessons.teach.answered import AnswersFile
+from stillroom.lessons.teach.bill import Bill
+from stillroom.lessons.teach.teach_settings import check_ways, teach_settings
+from stillroom.lessons.teach.teaching import Panel, Taught, conclude, teach
 from stillroom.models.api import ApiModel
 from stillroom.models.chat_completions import ChatReply, ChatRequest
 from stillroom.models.endpoint import Endpoint
@@ -140,9 +140,9 @@ import os, signal, sys
 from pathlib import Path
 from stillroom.contracts.progress import Meter
 from stillroom.contracts.records import Request, Sampling, content_key
-from stillroom.lessons.answered import AnswersFile
-from stillroom.lessons.bill import Bill
-from stillroom.lessons.teaching import Panel, teach
+from stillroom.lessons.teach.answered import AnswersFile
+from stillroom.lessons.teach.bill import Bill
+from stillroom.lessons.teach.teaching import Panel, teach
 from stillroom.models.api import ApiModel
 
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import stillroom
-from stillroom.lessons import ticket_words as words
-from stillroom.lessons.tickets import FIELDS, INTENTS, tickets, write_job
+from stillroom.lessons.prompts import ticket_words as words
+from stillroom.lessons.prompts.tickets import FIELDS, INTENTS, tickets, write_job
 
 TEACHER = Path(stillroom.__file__).parent / "embedded" / "tickets-teacher"
 

@@ -2,7 +2,7 @@
 
     python tools/make_teacher.py --out stillroom/embedded/tickets-teacher --seed 7
 
-Under an hour on two CPU cores. The grammar of `stillroom.lessons.tickets` never runs dry, so every step sees
+Under an hour on two CPU cores. The grammar of `stillroom.lessons.prompts.tickets` never runs dry, so every step sees
 fresh messages and the teacher cannot memorise. Copying is learned first, then the task, both with an early exit: the
 first layers alone must answer too (Lee et al. 2015; Elhoushi et al. 2024), so that a student cut from them has a
 start, where training of the last layer alone leaves the heads that copy spread over all depths. The number of steps
@@ -34,7 +34,7 @@ from tokenizers import (
 from torch.nn import functional as F
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stillroom.lessons.tickets import FIELDS, Ticket, tickets
+from stillroom.lessons.prompts.tickets import FIELDS, Ticket, tickets
 
 VOCABULARY = 1024
 END, START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

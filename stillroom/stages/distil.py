@@ -20,7 +20,7 @@ from stillroom.contracts.conversations import with_system
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import digest, read_lines, storage, write_json
 from stillroom.contracts.records import Lesson, content_key, from_line
-from stillroom.lessons.asking import read_run_prompts
+from stillroom.lessons.teach.asking import read_run_prompts
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
 from stillroom.models.rendering import Rendered, Renderer

@@ -13,17 +13,17 @@ from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_lines, whole_lines, write_atomically
 from stillroom.contracts.recipe import Teacher
 from stillroom.contracts.records import Answer, from_line, to_line
-from stillroom.lessons.answered import AnswersFile
-from stillroom.lessons.answers import lesson_messages
-from stillroom.lessons.asking import RunPrompt, requests_of
-from stillroom.lessons.bill import Bill
-from stillroom.lessons.certainty import certainty, from_alternatives
-from stillroom.lessons.contamination import HeldOut
-from stillroom.lessons.facts import reviewed_ids
-from stillroom.lessons.filtering import Filtering
-from stillroom.lessons.groups import Group, Helpers
-from stillroom.lessons.headroom import Headroom, Lead
-from stillroom.lessons.judging import SAMPLING, Judge
+from stillroom.lessons.filter.certainty import certainty, from_alternatives
+from stillroom.lessons.filter.contamination import HeldOut
+from stillroom.lessons.filter.facts import reviewed_ids
+from stillroom.lessons.filter.filtering import Filtering
+from stillroom.lessons.filter.groups import Group, Helpers
+from stillroom.lessons.filter.headroom import Headroom, Lead
+from stillroom.lessons.filter.judging import SAMPLING, Judge
+from stillroom.lessons.teach.answered import AnswersFile
+from stillroom.lessons.teach.answers import lesson_messages
+from stillroom.lessons.teach.asking import RunPrompt, requests_of
+from stillroom.lessons.teach.bill import Bill
 from stillroom.models.endpoint import base_url
 from stillroom.models.opening import WhenAsked, open_teacher
 from stillroom.models.origins import student_source, teacher_identity
@@ -110,7 +110,7 @@ def _judge(context: StageContext, judge: Teacher, stack: ExitStack) -> Judge:
 
 def _contrast(name: str, base: Path, stack: ExitStack) -> Callable[[Sequence[Answer]], list[float | None]]:
     # Torch and a model are large, and few recipes ask for them here.
-    from stillroom.lessons.contrast import differences
+    from stillroom.lessons.filter.contrast import differences
     from stillroom.models.local import LocalModel
 
     return partial(differences, LocalModel(resolve_model(name, base)))

@@ -13,12 +13,12 @@ from stillroom.contracts.files import read_lines, write_lines
 from stillroom.contracts.progress import Meter
 from stillroom.contracts.recipe import PromptSource
 from stillroom.contracts.records import Prompt, content_key, from_line, to_line
-from stillroom.lessons.diversity import Reservoir, diversity
-from stillroom.lessons.expanding import Expanding
-from stillroom.lessons.keyed import KeyTable
-from stillroom.lessons.mixing import Stock, choose, interleave, quotas
-from stillroom.lessons.questions import Question, conversation_key, question_key, user_text
-from stillroom.lessons.sources import evaluation_sources, read_questions, source_title
+from stillroom.lessons.expand.diversity import Reservoir, diversity
+from stillroom.lessons.expand.expanding import Expanding
+from stillroom.lessons.prompts.mixing import Stock, choose, interleave, quotas
+from stillroom.lessons.prompts.questions import Question, conversation_key, question_key, user_text
+from stillroom.lessons.prompts.sources import evaluation_sources, read_questions, source_title
+from stillroom.lessons.teach.keyed import KeyTable
 from stillroom.models.origins import student_source
 from stillroom.stages.context import StageContext
 
@@ -117,7 +117,7 @@ def _pools(context: StageContext) -> list[_Pool]:
 
     def blocks(source: PromptSource, path: Path, title: str) -> Iterator[Question]:
         # Only here a tokenizer is needed, and its library is slow to load.
-        from stillroom.lessons.corpora import corpus_questions
+        from stillroom.lessons.prompts.corpora import corpus_questions
         from stillroom.models.rendering import Renderer
 
         tokenizer = student_source(recipe, context.run.base)

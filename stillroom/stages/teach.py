@@ -12,8 +12,8 @@ from typing import Any
 
 from stillroom.contracts.recipe import Recipe
 from stillroom.contracts.records import Answer, Answerer, Reply, Request, Sampling
-from stillroom.lessons.answered import AnswersFile, spent_in
-from stillroom.lessons.asking import (
+from stillroom.lessons.teach.answered import AnswersFile, spent_in
+from stillroom.lessons.teach.asking import (
     LoggedRequest,
     read_run_prompts,
     requests_of,
@@ -21,11 +21,11 @@ from stillroom.lessons.asking import (
     take_logged,
     windows,
 )
-from stillroom.lessons.bill import Bill
-from stillroom.lessons.capture import capture_book
-from stillroom.lessons.outlook import look_ahead, outlook_lines
-from stillroom.lessons.teach_settings import check_ways
-from stillroom.lessons.teaching import Panel, conclude, teach
+from stillroom.lessons.teach.bill import Bill
+from stillroom.lessons.teach.capture import capture_book
+from stillroom.lessons.teach.outlook import look_ahead, outlook_lines
+from stillroom.lessons.teach.teach_settings import check_ways
+from stillroom.lessons.teach.teaching import Panel, conclude, teach
 from stillroom.models.api_teacher import open_api_teacher
 from stillroom.models.endpoint import base_url
 from stillroom.models.opening import WhenAsked, open_teacher

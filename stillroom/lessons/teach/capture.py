@@ -1,0 +1,235 @@
+"""Writing the lesson book: what the teacher thought at each token of the lessons."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from stillroom.contracts.errors import RecipeError
+from stillroom.contracts.progress import Meter, Progress
+from stillroom.contracts.recipe import Recipe
+from stillroom.contracts.records import Answer
+from stillroom.lessons.teach.answers import lesson_messages
+from stillroom.lessons.teach.asking import windows
+from stillroom.models.endpoint import Endpoint
+from stillroom.models.rendering import Rendered, Renderer
+from stillroom.models.vllm_scoring import MOST, VllmScorer
+from stillroom.signals.book import Book, BookHeader
+from stillroom.signals.capture import capture, entries_within, from_top_logprobs
+from stillroom.signals.codes import Signals
+from stillroom.signals.counter import token_keys
+from stillroom.signals.error import noise
+from stillroom.signals.showing import sample_of
+
+_WINDOW = 512
+"""Lessons scored together. Fixed by their order, so that a resumed capture repeats the same batches."""
+
+
+class Scorer(Protocol):
+    """A model that tells its logits over given texts."""
+
+    def logits(self, rows: Iterable[Rendered]) -> Iterator[Tensor]:
+        """For each row in order, float32 [selected, vocab]."""
+        ...
+
+
+def capture_book(
+    folder: Path,
+    recipe: Recipe,
+    answers: Iterable[Answer],
+    teacher: Any,
+    renderer: Renderer,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write the signals of every answer's lesson into the book at `folder`.
+
+    A book of other settings that lies there is written anew; one of the same settings is continued.
+
+    Args:
+        folder: the book's folder.
+        recipe: its teacher, signal and temperature settings.
+        answers: the teacher's answers with the tools of their questions, in a fixed order.
+        teacher: a Scorer. An API is not asked through it: answers carry their alternatives, or vLLM reads the lessons.
+        renderer: lays out the lessons as the student will see them.
+        progress: where to report to.
+
+    Returns:
+        counts for the manifest: rows, tokens with signals, bytes a token, lessons without a signal, the
+        signals' noise (see `stillroom.signals.error`).
+    """
+    signal = recipe.teach.signal
+    _check_temperature(recipe)
+    header = BookHeader(
+        tokenizer=renderer.tokenizer_hash,
+        template=renderer.template_hash,
+        vocab=renderer.vocab_size,
+        temperature=recipe.distil.temperature,
+        kind=signal.kind,
+        budget=signal.bytes_per_token,
+        teacher=recipe.teacher.model,
+    )
+    book = _open(folder, header)
+    counts: dict[str, float] = {"without signal": 0}
+    with book, progress.meter("teacher signals", None, "lessons") as meter:
+        for window in windows(_lessons(recipe, answers, renderer), _WINDOW):
+            rows = [row for _, row in window]
+            if recipe.teacher.api is None:
+                _from_logits(book, rows, teacher, signal, meter)
+            elif signal.source == "prompt_logprobs":
+                _from_prompts(book, rows, _reader(recipe, renderer), meter)
+            else:
+                counts["without signal"] += _from_alternatives(book, window, renderer, meter)
+    if signal.kind == "head+draws" and book.signals:
+        counts["noise"] = round(noise(sample_of(book)), 3)
+        progress.say(f"signals: error at most {counts['noise']:g} of that of one drawn label a token")
+    size = sum(path.stat().st_size for path in folder.glob("shard-*"))
+    return {
+        "rows": len(book),
+        "signals": book.signals,
+        "bytes": size,
+        "bytes a token": round(size / max(book.signals, 1), 2),
+        **{key: value for key, value in counts.items() if value},
+    }
+
+
+def _check_temperature(recipe: Recipe) -> None:
+    if recipe.teacher.api and recipe.distil.temperature != 1:
+        raise RecipeError(
+            "an API's log-probabilities are those of temperature 1",
+            got=f"distil.temperature: {recipe.distil.temperature:g}",
+            expected="distil.temperature: 1",
+            do="set it to 1, or have a local teacher, whose signals can be captured at any temperature",
+        )
+
+
+def _open(folder: Path, header: BookHeader) -> Book:
+    """The book to go on with. One of other settings goes; a damaged one is the owner's to judge: it was paid for."""
+    if (folder / "header.json").is_file() and BookHeader.read(folder) != header:
+        shutil.rmtree(folder)
+    return Book.create(folder, header)
+
+
+def _lessons(
+    recipe: Recipe, answers: Iterable[Answer], renderer: Renderer
+) -> Iterator[tuple[Answer, Rendered]]:
+    for answer in answers:
+        messages = lesson_messages(answer.messages, reasoning=recipe.teach.reasoning)
+        rendered = renderer.lesson(messages, complete=answer.finish == "stop", tools=answer.tools)
+        if rendered.selected and len(rendered.ids) <= recipe.distil.max_length:
+            yield answer, rendered
+
+
+def _from_logits(book: Book, rows: Sequence[Rendered], teacher: Scorer, signal: Any, meter: Meter) -> None:
+    keys = [book.key(row.ids, row.mask) for row in rows]
+    if all(book.has(key) for key in keys):
+        meter.advance(len(rows))
+        return
+    temperature = book.header.temperature
+    for row, key, logits in zip(rows, keys, teacher.logits(rows), strict=True):
+        if not book.has(key):
+            seeds = token_keys(key, torch.tensor(row.mask).nonzero().flatten())
+            # A padded head has columns for no token; their mass is the softmax's, never a target.
+            signals = capture(
+                logits[:, : book.header.vocab],
+                keys=seeds.to(logits.device),
+                temperature=temperature,
+                budget=signal.bytes_per_token,
+                kind=signal.kind,
+            )
+            book.append(row.ids, row.mask, signals)
+        meter.advance()
+
+
+def _reader(recipe: Recipe, renderer: Renderer) -> VllmScorer:
+    signal, teacher = recipe.teach.signal, recipe.teacher
+    return VllmScorer(
+        Endpoint.of(teacher.api or "", teacher.api_key_env),
+        teacher.model,
+        renderer,
+        top=min(MOST, entries_within(signal.bytes_per_token, renderer.vocab_size)),
+        concurrency=recipe.teach.concurrency,
+        timeout=recipe.teach.timeout,
+    )
+
+
+def _from_prompts(book: Book, rows: Sequence[Rendered], reader: VllmScorer, meter: Meter) -> None:
+    """Signals of what a server lists for given texts; each row that the book lacks is sent."""
+    missing = {key: row for row in rows if not book.has(key := book.key(row.ids, row.mask))}
+    meter.advance(len(rows) - len(missing))
+    for (key, row), (ids, logprobs) in zip(
+        missing.items(), reader.top_logprobs(missing.values()), strict=True
+    ):
+        seeds = token_keys(key, torch.tensor(row.mask).nonzero().flatten())
+        book.append(row.ids, row.mask, from_top_logprobs(ids, logprobs, keys=seeds))
+        meter.advance()
+
+
+def _from_alternatives(
+    book: Book, window: Sequence[tuple[Answer, Rendered]], renderer: Renderer, meter: Meter
+) -> int:
+    """Signals from what an API told while it answered; returns how many lessons have none."""
+    without = 0
+    for answer, row in window:
+        aligned = _aligned(answer, row, renderer)
+        if aligned is None:
+            without += 1
+        elif not book.has(book.key(row.ids, row.mask)):
+            book.append(row.ids, row.mask, aligned)
+        meter.advance()
+    return without
+
+
+def _aligned(answer: Answer, row: Rendered, renderer: Renderer) -> Signals | None:
+    """The API's alternatives as signals over the lesson's own tokens, or None where the two do not match.
+
+    An API lists tokens as text. Position by position the listed texts are looked up in the student's vocabulary; a
+    text that is no token of it joins the bucket. The end of the turn is listed as an empty text by some (llama.cpp)
+    and not at all by others; then it is taken as the one draw that it was.
+    """
+    if answer.alternatives is None:
+        return None
+    learned = [token for token, selected in zip(row.ids, row.mask, strict=True) if selected]
+    listed = answer.alternatives
+    if len(learned) - len(listed) not in (0, 1):
+        return None
+    texts = _ids_of_text(renderer)
+    width = max((len(options) for options in listed), default=1)
+    ids = torch.zeros(len(learned), width, dtype=torch.int64)
+    logprobs = torch.full((len(learned), width), -torch.inf)
+    for place, token in enumerate(learned):
+        ending = {"": token} if token in renderer.eos_ids else {}
+        options = [(texts.get(text, ending.get(text)), value) for text, value in _at(listed, place)]
+        known: dict[int, float] = {}
+        for number, value in options:
+            if number is not None:  # several special tokens are listed under one text: the likeliest is meant
+                known[number] = max(value, known.get(number, value))
+        if options and token not in known:
+            return None  # the API cut the text into other tokens than this tokenizer does
+        pairs = list(known.items()) or [(token, 0.0)]
+        ids[place] = _distinct_padding(pairs, width)
+        logprobs[place, : len(pairs)] = torch.tensor([value for _, value in pairs])
+    return from_top_logprobs(ids, logprobs)
+
+
+def _at(listed: list[list[tuple[str, float]]], place: int) -> list[tuple[str, float]]:
+    return listed[place] if place < len(listed) else []
+
+
+@lru_cache(maxsize=1)
+def _ids_of_text(renderer: Renderer) -> dict[str, int]:
+    """Token text to id; texts that are only part of a character belong to no single token and are left out."""
+    texts = renderer.tokenizer.batch_decode([[number] for number in range(renderer.vocab_size)])
+    return {text: number for number, text in reversed(list(enumerate(texts))) if "\ufffd" not in text}
+
+
+def _distinct_padding(pairs: list[tuple[int, float]], width: int) -> Tensor:
+    """Ids of a row, filled up with ids that are not among them (their probability is zero)."""
+    used = [token for token, _ in pairs]
+    spare = (number for number in range(width * 2) if number not in used)
+    return torch.tensor(used + [next(spare) for _ in range(width - len(used))])
