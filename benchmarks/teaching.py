@@ -252,7 +252,7 @@ def through_the_stages(count: int, url: str, work: Path) -> None:
 def torture(work: Path, count: int = 10_000, kills: int = 5, places: int = 64) -> None:
     """Faults and kills: every prompt answered once, none lost, none paid for twice but what was in flight."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from misbehaving import killed_at_random, misbehaving, paid, problems
+    from misbehaving import killed_at_random, misbehaving, paid, problems, teach_command
 
     known = list(problems())
     questions, out, log = work / "torture.jsonl", work / "torture-answers.jsonl", work / "torture-paid.jsonl"
@@ -262,18 +262,7 @@ def torture(work: Path, count: int = 10_000, kills: int = 5, places: int = 64) -
     questions.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked), encoding="utf-8")
     moments = sorted(random.sample(range(count // 50, count * 9 // 10), kills))
     with misbehaving(log, faults=0.1, seed=1, huge=2000) as url:
-        command = [
-            sys.executable,
-            "-m",
-            "stillroom",
-            "teach",
-            str(questions),
-            "--model",
-            "large",
-            "--api",
-            url,
-        ]
-        command += ["--out", str(out), "--set", "teach.timeout=5", "--set", f"teach.concurrency={places}"]
+        command = teach_command(questions, url, out, timeout=5, concurrency=places)
         began = time.perf_counter()
         seen = killed_at_random(command, out, moments, dict(os.environ), 3600)
         seconds = time.perf_counter() - began

@@ -22,6 +22,7 @@ from stillroom.contracts.runfolder import Manifest, Run, changes, fingerprint
 from stillroom.models.endpoint import base_url
 from stillroom.models.origins import digest_of, student_source, teacher_identity
 from stillroom.models.references import resolve_model
+from stillroom.models.teachers import check_terms, terms_of
 from stillroom.stages.context import StageContext
 
 
@@ -237,11 +238,16 @@ def check(run: Run) -> None:
 
     Raises:
         DataError: a file that the recipe names is not there.
+        TeacherError: the teacher is still to be asked, and its terms forbid this.
         ModelError: a model is not there, or teacher and student do not share a vocabulary.
     """
-    outlook(run)
+    ahead = outlook(run)
     recipe = run.recipe
     teacher = recipe.teacher
+    if any(item.reason for item in ahead if item.stage.name == "teach"):
+        own = run.locate(teacher.prices) if teacher.prices else None
+        terms = terms_of(teacher.model, base_url(teacher.api) if teacher.api else None, own)
+        check_terms(teacher.model, terms, accepted=teacher.accept_terms)
     if teacher.api or teacher.model.endswith(".gguf") or recipe.distil.loss.soft == 0:
         return  # API and GGUF teachers are compared token by token when they answer
     from stillroom.models.vocabulary import check_same_vocabulary

@@ -156,6 +156,13 @@ def paid(log: Path) -> list[tuple[str, int]]:
     return [tuple(json.loads(line)) for line in log.read_bytes().splitlines()] if log.exists() else []
 
 
+def teach_command(questions: Path, url: str, out: Path, *, timeout: float, concurrency: int) -> list[str]:
+    """The command that has a file of questions answered by the server at this address."""
+    command = [sys.executable, "-m", "stillroom", "teach", str(questions), "--model", "large", "--api", url]
+    settings = ["--set", f"teach.timeout={timeout}", "--set", f"teach.concurrency={concurrency}"]
+    return [*command, "--out", str(out), *settings]
+
+
 def killed_at_random(
     command: list[str], out: Path, moments: list[int], environment: dict[str, str], limit: float = 300
 ) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from tiny_llama import save_tiny
 
 from stillroom.contracts.errors import MissingExtra
+from stillroom.contracts.records import Request, Sampling
 from stillroom.models.local import LocalModel
 
 
@@ -40,6 +41,26 @@ def test_layers_on_disk_give_the_same_logits_and_leave_nothing_behind(
     offloaded.close()
     plain.close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(max_new_tokens=8), Sampling(temperature=1.0, max_new_tokens=8)]
+)
+def test_a_teacher_whose_embeddings_are_on_disk_too_gives_the_same_answers(
+    folder: Path, sampling: Sampling
+) -> None:
+    places = dict.fromkeys(("model.embed_tokens", "model.layers", "lm_head"), "disk")
+    places |= dict.fromkeys(("model.norm", "model.rotary_emb"), "cpu")
+    requests = [Request(text, [{"role": "user", "content": text}]) for text in ("go", "wrap the text", "why")]
+    told = []
+    for device in (None, places):
+        # Fewer places than requests: rows leave and join a batch under way.
+        model = LocalModel(folder, dtype="float32", device=device, batch_size=2)
+        assert model.model.get_input_embeddings().weight.is_meta == (device is not None)
+        told.append({request.key: reply.token_ids for request, reply in model.answer(requests, sampling)})
+        model.close()
+    assert told[0] == told[1]
+    assert all(told[0].values())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")

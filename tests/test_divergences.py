@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from losses_given import seeded  # noqa: F401
 from torch import Tensor
 
 from stillroom.losses import (
@@ -48,11 +49,6 @@ SETTINGS = [
     partial(taid, t=0.4),
     *(partial(alpha_beta, alpha=a, beta=b) for a, b in EXPONENTS),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
 
 
 def distribution(logits: Tensor, t: float = 1.0) -> list[list[float]]:

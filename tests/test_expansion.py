@@ -7,6 +7,7 @@ import random
 import re
 import threading
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,15 +17,16 @@ from hypothesis import strategies as st
 from tiny_llama import write_jsonl
 
 from stillroom.contracts.errors import DataError, StillroomError, TeacherError, UserError
-from stillroom.contracts.loading import build_recipe
+from stillroom.contracts.loading import build_recipe, load_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Expand
 from stillroom.contracts.runfolder import Run
 from stillroom.lessons.expand.expansion import Expansion
 from stillroom.lessons.expand.inventing import Candidate, read_candidates, read_list
 from stillroom.lessons.prompts.questions import Question
+from stillroom.lessons.prompts.starting import start_from_examples
 from stillroom.lessons.teach.answered import AnswersFile
-from stillroom.pipeline import outlook, run_pipeline
+from stillroom.pipeline import check, outlook, run_pipeline
 from stillroom.stats.minhash import jaccard, shingles
 
 SEEDS = [
@@ -106,6 +108,16 @@ def test_a_system_prompt_that_all_examples_share_goes_with_the_inventions():
     seeds = [Question([{"role": "system", "content": "Be brief."}, *seed.messages]) for seed in SEEDS]
     [made] = Expansion(Expand(count=1, methods=["seeds"]), seeds, Teacher()).questions()
     assert made.messages[0] == {"role": "system", "content": "Be brief."}
+
+
+def test_tools_and_an_answers_form_that_all_examples_share_go_with_the_inventions():
+    tools = [{"type": "function", "function": {"name": "refund"}}]
+    alike = [replace(seed, tools=tools, response_format={"type": "text"}) for seed in SEEDS]
+    [made] = Expansion(Expand(count=1, methods=["seeds"]), alike, Teacher()).questions()
+    assert (made.tools, made.response_format, made.tool_choice) == (tools, {"type": "text"}, None)
+    mixed = [*alike, SEEDS[0]]
+    [made] = Expansion(Expand(count=1, methods=["seeds"]), mixed, Teacher()).questions()
+    assert made.tools is None
 
 
 def test_a_teacher_that_repeats_itself_is_not_asked_for_ever():
@@ -293,6 +305,35 @@ def test_the_stage_expands_examples_and_keeps_them_for_the_evaluation(tmp_path, 
     assert outlook(run)[0].reason is not None
 
 
+def test_a_description_and_a_few_examples_are_enough_to_come_to_lessons(tmp_path, endpoint):
+    job(tmp_path, endpoint, [EXPANDED])
+    names = {"task": tmp_path / "task.md", "examples": tmp_path / "few.jsonl"}
+    start_from_examples(
+        tmp_path / "mine",
+        **names,
+        teacher="big",
+        api=endpoint.url,
+        student="embedded:tickets-teacher",
+        count=20,
+    )
+    said = []
+
+    class Told(Progress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    run = Run(tmp_path / "run", load_recipe(tmp_path / "mine"), tmp_path / "mine")
+    run_pipeline(run, Told(), until="filter")
+    lessons = [json.loads(line) for line in (run.folder("filter") / "lessons.jsonl").read_text().splitlines()]
+    assert len(lessons) == 20
+    examples = {seed.messages[0]["content"] for seed in SEEDS}
+    for lesson in lessons:
+        assert lesson["messages"][0] == {"role": "system", "content": names["task"].read_text()}
+        assert lesson["messages"][1]["content"] not in examples
+    assert any(re.search(r"diversity: sampled 20, distinct-1 0\.\d+", text) for text in said)
+    assert any("only" in text and "lessons" in text for text in said)
+
+
 def test_what_was_paid_for_is_never_asked_again(tmp_path, endpoint):
     run = job(tmp_path, endpoint, [EXPANDED])
     run_pipeline(run, Progress(), until="prompts")
@@ -418,7 +459,11 @@ def test_a_teacher_whose_terms_forbid_training_invents_nothing(tmp_path, endpoin
     with pytest.raises(TeacherError, match="do not allow"):
         run_pipeline(job(tmp_path, endpoint, [EXPANDED], teacher=teacher), Progress(), until="prompts")
     assert endpoint.served == []
+    # It is known before anything is read or loaded, with or without inventions.
+    with pytest.raises(TeacherError, match="do not allow"):
+        check(job(tmp_path, endpoint, [{"file": "few.jsonl"}], teacher=teacher))
     accepted = {**teacher, "accept_terms": True}
+    check(job(tmp_path, endpoint, [EXPANDED], teacher=accepted))
     run_pipeline(job(tmp_path, endpoint, [EXPANDED], teacher=accepted), Progress(), until="prompts")
     assert endpoint.served
 

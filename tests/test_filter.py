@@ -19,15 +19,18 @@ import yaml
 from stillroom.contracts.errors import RecipeError, UserError
 from stillroom.contracts.recipe import Filter
 from stillroom.contracts.records import Answer, Prompt
+from stillroom.lessons.filter.answered_rows import read_row
 from stillroom.lessons.filter.contamination import SHORTEST, HeldOut, Leak
 from stillroom.lessons.filter.contamination import words as words_of
-from stillroom.lessons.filter.filter_file import read_row, settings_recipe
+from stillroom.lessons.filter.filter_file import filter_file, settings_recipe
 from stillroom.lessons.filter.filtering import Filtering
 from stillroom.lessons.filter.groups import Group, Sifted
 from stillroom.lessons.filter.language import language_of
 from stillroom.lessons.filter.quality import objection, repeats
 from stillroom.lessons.filter.refusals import refusal
+from stillroom.lessons.filter.verification import UNCHECKED, Case, verifier
 from stillroom.lessons.prompts.tickets import tickets
+from stillroom.lessons.teach.answered import PaidAnswer
 from stillroom.report.cards import dataset_card
 
 
@@ -446,6 +449,19 @@ def test_each_check_keeps_the_good_and_rejects_the_bad(
     assert reasons([one]) == [reason]
 
 
+def test_where_the_right_answer_is_in_words_a_call_is_wrong_and_words_are_not_checked() -> None:
+    check = verifier(Filter(verify="tools"), Path())
+    asked = [{"role": "user", "content": "2 + 2?"}]
+    call = {"function": {"name": "add", "arguments": '{"a": 2}'}}
+    said = {"role": "assistant", "content": "It is 4."}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert check(Case(said, asked, "Four.", DECLARED)) == UNCHECKED
+    assert check(Case(called, asked, "Four.", DECLARED)).reason == "differs from the right answer"
+    assert check(Case(called, asked, '[{"add": {"a": [2]}}]', DECLARED)).passed == "tools"
+    with pytest.raises(UserError, match="no list of tool calls"):
+        check(Case(called, asked, "[4", DECLARED))
+
+
 def test_each_question_is_checked_as_its_source_says() -> None:
     cases = [
         ("number", "18", "so 18", "so 17"),
@@ -501,6 +517,62 @@ def test_lines_are_read_with_any_sensible_column_names() -> None:
     for line in ({"question": "Q?"}, {"completion": "A"}, {}, {"messages": []}):
         with pytest.raises(UserError, match="here has no"):
             read_row(line, "here")
+
+
+def test_a_question_is_read_with_what_it_is_about() -> None:
+    """Else the lesson would be an answer to half a question."""
+    prompt, _, _ = read_row({"instruction": "Translate.", "input": "chat", "output": "cat"}, "here")
+    assert prompt.messages[0]["content"] == "Translate.\n\nchat"
+    prompt, _, more = read_row({"context": "Ann is 30.", "question": "Age?", "answer": "30"}, "here")
+    assert (prompt.messages[0]["content"], more["document"]) == ("Ann is 30.\n\nAge?", "Ann is 30.")
+
+
+def test_conversations_and_logs_are_read_as_they_are_published() -> None:
+    shared = [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A"}]
+    _, given, _ = read_row({"conversations": shared}, "here")
+    assert [m["content"] for m in given.messages] == ["Q?", "A"]
+    call = {"type": "function", "function": {"name": "now", "arguments": "{}"}}
+    request = {"model": "m", "messages": [{"role": "user", "content": "Time?"}], "tools": DECLARED}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    answered = {"model": "m-2", "choices": [{"message": turn, "finish_reason": "tool_calls"}]}
+    _, given, more = read_row({"request": request, "response": answered}, "here")
+    assert (given.messages[-1]["tool_calls"], given.finish, more["tools"]) == ([call], "stop", DECLARED)
+    assert getattr(given, "answered_by", None) == "m-2"
+    _, given, _ = read_row({"request": request, "response": {"error": "busy"}}, "here")
+    assert given.finish == "failed"
+
+
+def test_tables_are_filtered_like_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,output,label\n2 + 2?,It is 4.,4\n3 + 3?,It is 5.,6\n")
+    counts = filter_file(
+        str(tmp_path / "a.csv"), str(tmp_path / "l.jsonl"), settings_recipe(["verify=number"], "a.csv")
+    )
+    assert (counts["lessons"], counts["reasons"]) == (1, {"differs from the right answer": 1})
+
+
+def test_pairs_carry_the_tools_of_their_question_and_the_card_who_answered() -> None:
+    question = [{"role": "user", "content": "Weather?"}]
+    calls = [{"function": {"name": "weather", "arguments": {"town": town}}} for town in ("Bern", "Rome")]
+    turns = [{"role": "assistant", "content": "", "tool_calls": [call]} for call in calls]
+    answers = [
+        PaidAnswer(str(n), "p", n, [*question, turn], "stop", answered_by="large-2025" if n == 0 else None)
+        for n, turn in enumerate(turns)
+    ]
+    tools = [
+        {"name": "weather", "parameters": {"type": "object", "properties": {"town": {"type": "string"}}}}
+    ]
+    prompt = Prompt(question, "log", reference='[{"weather": {"town": ["Bern"]}}]')
+    filtering = Filtering(Filter(verify="tools"), Path(), HeldOut())
+    (sifted,) = filtering.sift([Group(prompt, list(answers), tools)])
+    (pair,) = sifted.pairs
+    assert (pair["chosen"], pair["rejected"]) == ([turns[0]], [turns[1]])
+    assert (
+        json.loads(pair["tools"]) == sifted.lessons[0].tools == [{"type": "function", "function": tools[0]}]
+    )
+    summary = filtering.summary()
+    assert summary["answered by"] == {"large-2025": 1}
+    card = dataset_card(summary, settings_recipe(["verify=tools"], "log.jsonl"), source="log.jsonl")
+    assert "Lessons by who answered: large-2025 1." in card
 
 
 def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:

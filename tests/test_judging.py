@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny_llama import save_tiny
 
-from stillroom.contracts.errors import RecipeError, ServiceFault
+from stillroom.contracts.errors import RecipeError, ServiceFault, UserError
 from stillroom.contracts.recipe import Filter
 from stillroom.contracts.records import Answer, Prompt, Reply, Request, Sampling
 from stillroom.lessons.filter.contamination import HeldOut
@@ -25,6 +25,8 @@ from stillroom.lessons.filter.judging import SAMPLING, Duel, Judge, ring
 from stillroom.lessons.filter.verification import Case, Finding, verifier
 from stillroom.lessons.teach.answered import AnswersFile
 from stillroom.lessons.teach.bill import Bill
+from stillroom.models.chat_completions import ChatRequest
+from stillroom.models.teachers import Price
 from stillroom.report.cards import dataset_card
 
 QUESTION = [{"role": "user", "content": "How do I descale a kettle?"}]
@@ -85,6 +87,22 @@ def test_a_verdict_counts_where_both_orders_agree_and_is_asked_for_once(tmp_path
         assert again.compare(duels) == [1, -1, 0]
         assert model.asked == 4
         assert again.summary() == {"compared": 3, "undecided": 1, "dollars": 0.0}
+
+
+def test_the_limit_of_costs_holds_for_a_judge_and_what_it_said_is_kept(tmp_path: Path) -> None:
+    model, price = (
+        Model(likes("vinegar")),
+        Price(models=["rule"], input=0, output=1000),
+    )  # at most $1.024 a verdict
+    duels = [Duel(QUESTION, says(f"Use vinegar {n}."), says("Scrub it.")) for n in range(4)]
+    with AnswersFile(tmp_path / "judgements.jsonl", writable=True) as file:
+        with pytest.raises(UserError, match="limit of costs"):
+            Judge(model, "here", file, Bill(price, SAMPLING, spent=5.0, limit=6.03)).compare(duels)
+        assert model.asked == 1
+        assert (
+            Judge(model, "here", file, Bill(price, SAMPLING, spent=5.0, limit=50)).compare(duels) == [1] * 4
+        )
+        assert model.asked == 8
 
 
 def test_a_judge_that_cannot_be_reached_is_a_fault_and_one_that_mumbles_decides_nothing(
@@ -191,6 +209,33 @@ def test_a_teacher_that_is_hardly_better_than_its_student_is_named(known: Any, w
     assert (lead.warning is not None) == warned, lead
     assert lead.summary()["lead at least"] <= lead.teacher - lead.student <= lead.summary()["lead at most"]
     assert Headroom(5).compare(adder(known), check, system=None, max_new_tokens=20) is None
+
+
+def test_the_student_is_shown_the_tools_of_the_questions_that_it_is_compared_on() -> None:
+    tools = [
+        {"name": "weather", "parameters": {"type": "object", "properties": {"town": {"type": "string"}}}}
+    ]
+    shown: list[Any] = []
+
+    class Caller(Model):
+        def answer(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Request, Reply]]:
+            for request in requests:
+                shown.append(request.parameters["tools"] if isinstance(request, ChatRequest) else None)
+                yield (
+                    request,
+                    Reply(
+                        '<tool_call>{"name": "weather", "arguments": {"town": "Bern"}}</tool_call>', "stop"
+                    ),
+                )
+
+    check = verifier(Filter(verify="tools"), Path())
+    headroom = Headroom(5)
+    case = Case(says("?"), QUESTION, '[{"weather": {"town": ["Bern"]}}]', tools)
+    headroom.add(case, [Finding("tools")])
+    lead = headroom.compare(Caller(str), check, system=None, max_new_tokens=20)
+    assert lead is not None
+    assert (lead.student, lead.teacher) == (1.0, 1.0)
+    assert shown == [[{"type": "function", "function": tools[0]}]]
 
 
 def test_settings_that_ask_a_model_are_refused_where_there_is_none(tmp_path: Path) -> None:

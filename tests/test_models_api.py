@@ -20,7 +20,8 @@ from stillroom.contracts.records import Reply, Request, Sampling
 from stillroom.models.api import ApiModel
 from stillroom.models.budget import duration
 from stillroom.models.chat_completions import ChatReply, ChatRequest
-from stillroom.models.throttle import Throttle, retry_after
+from stillroom.models.retrying import retry_after
+from stillroom.models.throttle import Throttle
 
 KEY = "sk-very-secret-1234567890"
 Handler = Callable[[web.Request, dict[str, Any], int], Awaitable[web.StreamResponse]]

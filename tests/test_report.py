@@ -22,10 +22,10 @@ from stillroom.contracts.errors import RecipeError
 from stillroom.contracts.records import ResultRow
 from stillroom.report.cards import dataset_card, model_card, public_name
 from stillroom.report.console import console_table, results_table
+from stillroom.report.drawing import Series, line_plot, thin
 from stillroom.report.gallery import compare, gallery
 from stillroom.report.headline import headline
 from stillroom.report.page import write_report
-from stillroom.report.plots import Series, line_plot, thin
 from stillroom.report.rows import Results, data_size, percent
 from stillroom.report.verdict import title, verdict
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stillroom.checks.tools import wanted_calls
 from stillroom.contracts.errors import DataError, RecipeError
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.recipe import PromptSource
@@ -102,6 +103,10 @@ GUESSED = [
         "Ann is 30.\n\nHow old?",
         '{"age": 30}',
     ),
+    ({"passage": "Ann is 30.", "question": "old?", "answer": True}, "Ann is 30.\n\nold?", "true"),
+    ({"Body": "Ann has 3.", "Question": "How many?", "Answer": 3}, "Ann has 3.\n\nHow many?", "3"),
+    ({"question": "Where?", "answer": {"value": "Bern", "aliases": ["Berne"]}}, "Where?", "Bern"),
+    ({"category": "Myths", "question": "What if?", "best_answer": "Nothing"}, "What if?", "Nothing"),
     ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "a", "b"),
     ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "a", "b"),
 ]
@@ -112,6 +117,47 @@ def test_sensible_columns_are_guessed(tmp_path, row, question, reference):
     [found], said = read(write(tmp_path / "q.jsonl", row))
     assert (asked(found), found.reference) == (question, reference)
     assert len(said) == 1
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Bern"}'}}
+CALLED = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Rain in Bern?"}]},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+]
+TOLD = {"role": "tool", "tool_call_id": "1", "content": "rain"}
+
+
+def test_conversations_are_read_as_the_api_has_them_whatever_their_last_turn_is(tmp_path):
+    said = {"role": "assistant", "content": "It rains."}
+    rows = [{"messages": CALLED}, {"messages": [*CALLED, TOLD]}, {"messages": [*CALLED, TOLD, said]}]
+    [calls, open_, answered], _ = read(write(tmp_path / "a.jsonl", *rows))
+    assert calls.messages == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Rain in Bern?"},
+    ]
+    assert calls.check == "tools"
+    assert calls.reference == '<tool_call>\n{"name": "weather", "arguments": {"town": "Bern"}}\n</tool_call>'
+    assert wanted_calls(calls.reference) == [{"weather": {"town": ["Bern"]}}]
+    assert [message["content"] for message in open_.messages] == ["Be brief.", "Rain in Bern?", "", "rain"]
+    assert open_.messages[2]["tool_calls"] == [CALL]
+    assert (open_.reference, answered.reference, answered.check) == (None, "It rains.", None)
+    assert answered.messages == open_.messages
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [
+        ({"role": "narrator", "content": "Rain."}, "roles assistant, system, tool, user"),
+        ({"role": "user", "content": None}, "whose content is no text"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "text parts only"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"name": "x"}]}, "tool calls that are none"),
+        ({"role": "assistant", "content": "Yes."}, "the assistant alone"),
+    ],
+)
+def test_a_turn_that_is_none_is_shown_with_what_was_expected(tmp_path, turn, words):
+    with pytest.raises(DataError, match=words):
+        read(write(tmp_path / "a.jsonl", {"messages": [turn]}))
 
 
 def test_named_columns_come_before_guesses(tmp_path):
@@ -175,6 +221,9 @@ CHOICES = [
     {"question": "Which?", "A": "red", "B": "blue", "answer": "B"},
     {"ctx": "Which?", "endings": ["red", "blue"], "label": "1"},
     {"question": "Which?", "choices": '["red", "blue"]', "answer": "blue"},
+    {"question_stem": "Which?", "choices": {"text": ["red", "blue"], "label": ["A", "B"]}, "answerKey": "B"},
+    {"question": "Which?", "options": ["A)red", "B)blue"], "rationale": "so", "correct": "B"},
+    {"goal": "Which?", "sol1": "red", "sol2": "blue", "label": 1},
 ]
 
 
@@ -183,6 +232,63 @@ def test_multiple_choice_in_every_published_form_is_the_same_question(tmp_path, 
     [found], _ = read(write(tmp_path / "c.jsonl", row))
     assert asked(found) == "Which?\n\nA. red\nB. blue\n\nAnswer with the letter of the right choice."
     assert (found.reference, found.check) == ("B", "choice")
+
+
+def test_what_a_choice_is_about_comes_before_it_and_gpqas_right_choice_is_not_always_the_first(tmp_path):
+    race = {"article": "Ann wore blue.", "question": "Which?", "options": ["red", "blue"], "answer": "B"}
+    gpqa = [
+        {
+            "Question": f"{n}?",
+            "Correct Answer": "right\n",
+            **{f"Incorrect Answer {k}": f"wrong {k}" for k in (1, 2, 3)},
+        }
+        for n in range(20)
+    ]
+    [about, *hard], _ = read(write(tmp_path / "c.jsonl", race, *gpqa))
+    assert asked(about).startswith("Ann wore blue.\n\nWhich?\n\nA. red")
+    assert {question.reference for question in hard} == set("ABCD")
+    assert all(f"{question.reference}. right\n" in asked(question) for question in hard)
+    assert [q.reference for q in read(tmp_path / "c.jsonl")[0][1:]] == [q.reference for q in hard]
+
+
+SHOT = [{"role": "user", "content": "Area of 3 by 4?"}]
+AREA = {"name": "area", "parameters": {"type": "dict", "properties": {"a": {"type": "float"}}}}
+PUBLISHED = [
+    ({"question": "2 and 3?", "answer": "2+3=<<2+3=5>>5\n#### 1,005"}, "number", "1005", "2+3=5"),
+    ({"question": "Q?", "subject": "law", "choices": ["w", "x", "y", "z"], "answer": 2}, "choice", "C", None),
+    (
+        {"task_id": "HumanEval/0", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    pass",
+         "test": "def check(f): f()"}, "code", '"entry_point": "f"', "def f():\n    pass",
+    ),
+    (
+        {"task_id": 602, "prompt": "Write f.", "code": "f = int", "test_imports": ["import math"],
+         "test_list": ["assert f(1) == 1"]}, "code", "import math", "f = int",
+    ),
+    (
+        {"problem": "x?", "level": "Level 5", "type": "Algebra", "solution": r"So $\boxed{\frac12}$."},
+        "maths", r"\frac12", r"So $\boxed{\frac12}$.",
+    ),
+    ({"ID": "2024-I-4", "Problem": "n?", "Solution": "so", "Answer": 116}, "maths", "116", "so"),
+    ({"metadata": "{}", "problem": "Who?", "answer": "Ann Bee"}, "text", "Ann Bee", None),
+    ({"id": "simple_0", "question": [SHOT], "function": [AREA], "ground_truth": [{"area": {"a": [3]}}]},
+     "tools", '[{"area": {"a": [3]}}]', None),
+    ({"passage": "20-10.", "question": "Who?", "answers_spans": {"spans": ["20"]}}, "text", "20", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "check", "reference", "solution"), PUBLISHED)
+def test_published_forms_bring_question_right_answer_and_checker(tmp_path, row, check, reference, solution):
+    [found], [said] = read(write(tmp_path / "x.jsonl", row))
+    assert (found.check, found.solution) == (check, solution)
+    assert reference in found.reference
+    assert "the form of" in said
+    assert asked(found).strip()
+
+
+def test_a_benchmark_of_several_turns_is_refused_by_name(tmp_path):
+    row = {"id": "multi_turn_0", "question": [SHOT, SHOT], "involved_classes": ["Files"]}
+    with pytest.raises(DataError, match="a question of several turns is not read"):
+        read(write(tmp_path / "m.jsonl", row))
 
 
 def test_mathematics_and_programming_forms_carry_what_their_checkers_need(tmp_path):

@@ -46,6 +46,19 @@ def test_examples_with_json_answers_become_a_task_that_is_scored_field_by_field(
     assert json.loads(lines[3]["reference"]) == {"intent": "tracking", "parcel": 3}
 
 
+def test_examples_with_tools_keep_them_and_have_calls_checked(tmp_path):
+    tools = [{"type": "function", "function": {"name": "track", "parameters": {"type": "object"}}}]
+    call = {"type": "function", "function": {"name": "track", "arguments": '{"parcel": 3}'}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    asked = [{"role": "user", "content": "Where is parcel 3?"}]
+    start(tmp_path, [{"messages": [*asked, turn], "tools": tools}] * 10)
+    recipe = load_recipe(tmp_path / "mine")
+    assert (recipe.filter.verify, recipe.evaluate.tasks[0].score) == ("tools", "exact")
+    line = json.loads((tmp_path / "mine/data/examples.jsonl").read_text().splitlines()[0])
+    assert line["tools"] == tools
+    assert line["reference"] == '<tool_call>\n{"name": "track", "arguments": {"parcel": 3}}\n</tool_call>'
+
+
 def test_examples_with_text_answers_are_compared_to_the_letter(tmp_path):
     start(tmp_path, [{"prompt": f"{n}", "answer": "yes"} for n in range(10)])
     recipe = load_recipe(tmp_path / "mine")

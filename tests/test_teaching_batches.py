@@ -19,7 +19,9 @@ from stillroom.contracts.records import Request, Sampling, content_key
 from stillroom.lessons.teach.answered import AnswersFile
 from stillroom.lessons.teach.bill import Bill
 from stillroom.lessons.teach.teaching import Panel, teach
+from stillroom.models.batch_journal import BatchJournal
 from stillroom.models.batches import BatchModel
+from stillroom.models.endpoint import base_url
 
 
 class BatchServer:
@@ -206,9 +208,9 @@ def test_a_batch_is_found_again_behind_many_later_ones(server: BatchServer, tmp_
 def test_a_batch_that_was_not_handed_in_is_never_asked_with_other_settings(
     server: BatchServer, tmp_path: Path
 ) -> None:
-    model = BatchModel(server.url, "large", tmp_path / "batches", poll=0.01, first_wait=0.01)
-    model._keep(requests(10))  # written down, and killed before it was handed in
-    model.close()
+    journal = BatchJournal(tmp_path / "batches", base_url(server.url))
+    journal.keep(requests(10))  # written down, and killed before it was handed in
+    journal.close()
     model = BatchModel(server.url, "large", tmp_path / "batches", poll=0.01, first_wait=0.01)
     other = [Request(content_key("hot", n), request.messages) for n, request in enumerate(requests(4))]
     answered = {request.key for request, _ in model.answer(other, Sampling(temperature=2.0))}

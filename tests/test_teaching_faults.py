@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 
-from misbehaving import killed_at_random, misbehaving, paid, problems
+from misbehaving import killed_at_random, misbehaving, paid, problems, teach_command
 
 PROMPTS = 400
 CONCURRENCY = 16
@@ -25,25 +24,7 @@ def test_with_faults_and_kills_every_prompt_is_answered_once_and_paid_for_once(t
     )
     moments = sorted(random.Random(7).sample(range(40, 360), KILLS))
     with misbehaving(log, faults=0.1, seed=3, huge=150) as url:
-        command = [
-            sys.executable,
-            "-m",
-            "stillroom",
-            "teach",
-            str(questions),
-            "--model",
-            "large",
-            "--api",
-            url,
-        ]
-        command += [
-            "--out",
-            str(out),
-            "--set",
-            "teach.timeout=4",
-            "--set",
-            f"teach.concurrency={CONCURRENCY}",
-        ]
+        command = teach_command(questions, url, out, timeout=4, concurrency=CONCURRENCY)
         killed_at_random(command, out, moments, {**os.environ, "OPENAI_API_KEY": "sk-test"})
 
     lines = list(map(json.loads, out.read_bytes().splitlines()))

@@ -78,6 +78,12 @@ def test_inventions_cost_requests_and_money_and_are_told_apart_from_answers(tmp_
     assert "up to 550 invented by the teacher: 110 requests more, at most 440" in text
     assert "inventing about" in text
     assert "answers about 56,000, at most 56,000" in text
+
+    # Examples that are kept for the evaluation are not asked.
+    few = {"tasks": [{"file": "few.jsonl", "score": "exact"}]}
+    kept = forecast(run_of(tmp_path, sources, evaluate=few))
+    assert (kept.given, kept.held_out, kept.answers) == (0, 10, 550)
+    assert "left out 10 that stand in an evaluation file" in told(run_of(tmp_path, sources, evaluate=few))
     assert "money about $0.0" in text
     # A mixture draws fewer; the inventions are made all the same.
     drawn = forecast(run_of(tmp_path, sources, mix={"count": 56}))

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 from tiny_llama import write_jsonl
 
+from stillroom.contracts.errors import UserError
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Meter, Progress
+from stillroom.contracts.recipe import Teacher
 from stillroom.contracts.records import Prompt, Reply, Request, Sampling
 from stillroom.contracts.runfolder import Run
-from stillroom.lessons.teach.answered import AnswersFile
+from stillroom.lessons.filter.filter_file import filter_file, settings_recipe
+from stillroom.lessons.teach.answered import AnswersFile, spent_by_others
 from stillroom.lessons.teach.asking import LoggedRequest, RunPrompt, requests_of, take_logged
 from stillroom.lessons.teach.bill import Bill
 from stillroom.lessons.teach.teach_file import teach_file
@@ -141,6 +144,46 @@ def test_only_what_no_log_answers_is_asked_and_with_its_own_tools_and_form(
     assert len((run.folder("teach") / "answers.jsonl").read_text().splitlines()) == 6
 
 
+def test_tools_of_every_request_are_declared_in_the_lessons_too(tmp_path: Path, endpoint: Endpoint) -> None:
+    shared = [{"type": "function", "function": {"name": "wait", "parameters": {"type": "object"}}}]
+    run = run_of(tmp_path, endpoint.url, parameters={"tools": shared})
+    run_pipeline(run, Progress(), until="filter")
+    lessons = map(json.loads, (run.folder("filter") / "lessons.jsonl").read_text().splitlines())
+    assert {lesson["messages"][0]["content"]: lesson["tools"] for lesson in lessons} == {
+        "one?": shared,
+        "two?": TOOLS,
+        "three?": TOOLS,
+        "four?": shared,
+    }
+    card = (run.folder("filter") / "dataset-card.md").read_text()
+    assert "Lessons by who answered: the teacher 2, large-2025 2." in card
+
+
+def test_the_limit_of_costs_is_one_for_teacher_and_judge(tmp_path: Path, endpoint: Endpoint) -> None:
+    prices = (
+        "prices:\n- {models: [other], input: 0, output: 0}\n- {models: [judge], input: 0, output: 1000}\n"
+    )
+    (tmp_path / "prices.yaml").write_text(prices)
+
+    def judged(limit: float, judge: str) -> Run:
+        run = run_of(tmp_path, endpoint.url, samples=2, max_cost=limit)
+        who = {"api": endpoint.url, "model": judge, "prices": "prices.yaml"}
+        teacher = run.recipe.teacher.model_copy(update={"prices": "prices.yaml"})
+        rule = run.recipe.filter.model_copy(update={"judge": Teacher(**who)})
+        return Run(run.path, run.recipe.model_copy(update={"teacher": teacher, "filter": rule}), tmp_path)
+
+    with pytest.raises(UserError, match="limit of costs"):
+        run_pipeline(judged(1.0, "judge"), Progress(), until="filter")
+    assert "judge" not in {body["model"] for body in endpoint.bodies}
+    with pytest.raises(UserError, match="what this model costs is not known"):
+        run_pipeline(judged(1.0, "nobody"), Progress(), until="filter")
+    paid = judged(20.0, "judge")
+    run_pipeline(paid, Progress(), until="filter")
+    spent = paid.manifest("filter").counts["judge"]["dollars"]  # type: ignore[union-attr]
+    assert 0 < spent == pytest.approx(spent_by_others(paid, "teach"))
+    assert spent_by_others(paid, "filter") == 0
+
+
 def test_a_logs_answer_is_the_first_of_several_samples_and_can_be_asked_for_all_the_same(
     tmp_path: Path, endpoint: Endpoint
 ) -> None:
@@ -172,6 +215,37 @@ def test_a_log_is_answered_from_itself_without_a_recipe(
     assert endpoint.asked == ["four?", "three?"]
     echoed = [json.loads(line)["messages"][-1]["content"] for line in capsys.readouterr().out.splitlines()]
     assert sorted(echoed) == ["1", "2", "asked four?", "asked three?"]
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, *rows: dict[str, Any]) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+def test_right_answers_go_through_a_pipe_to_the_filter(
+    tmp_path: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"question": "How many, 5 or 6?", "answer": "Count.\n#### 6"},
+        {"question": "How many, 5 or 7?", "answer": "Count.\n#### 5"},
+        {"instruction": "Say it again.", "input": "this"},
+        {"prompt": "Refund?", "tools": TOOLS},
+    ]
+    settings = teach_settings({"model": "large", "api": endpoint.url}, {})
+    for _ in range(2):  # asked, then looked up
+        piped(monkeypatch, *rows)
+        teach_file("-", tmp_path / "a.jsonl", *settings, echo=True, progress=Progress())
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        by = {line["messages"][0]["content"]: line for line in lines}
+        assert (by["How many, 5 or 6?"]["reference"], by["How many, 5 or 6?"]["check"]) == ("6", "number")
+        assert by["Refund?"]["tools"] == TOOLS
+        assert "Say it again.\n\nthis" in by
+    assert len(endpoint.bodies) == 4
+
+    piped(monkeypatch, *lines)
+    summary = filter_file("-", str(tmp_path / "l.jsonl"), settings_recipe(["verify=source"], "-"))
+    assert (summary["lessons"], summary["checked"], summary["rejected"]) == (3, 1, 1)
+    assert summary["reasons"] == {"differs from the right answer": 1}
 
 
 def test_a_dry_run_says_what_logs_hold_and_of_whom(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
-from typer import Typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from stillroom.cli import app
@@ -78,22 +78,18 @@ def cli_page() -> str:
     """The help of every command."""
     runner = CliRunner()
     lines = ["# Commands", "", "What `--help` says; this page is made from it by `make docs`."]
-    for words in commands(app):
+    for words in commands(get_command(app)):
         text = runner.invoke(app, [*words, "--help"], prog_name="stillroom", terminal_width=100).output
         body = "\n".join(line.rstrip() for line in text.strip().splitlines())
         lines += ["", f"## {' '.join(['stillroom', *words])}", "", "```", body, "```"]
     return "\n".join(lines) + "\n"
 
 
-def commands(group: Typer, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The words of the group itself, of each of its commands and of those of its groups."""
+def commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of the command itself and of every one inside it."""
     yield words
-    for command in group.registered_commands:
-        if command.callback:
-            yield (*words, command.name or command.callback.__name__)
-    for inner in group.registered_groups:
-        if inner.typer_instance:
-            yield from commands(inner.typer_instance, (*words, str(inner.name)))
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*words, name))
 
 
 def pages() -> dict[str, str]:

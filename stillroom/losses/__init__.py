@@ -6,6 +6,7 @@
     targets       what a teacher can hand over once for all: SparseTargets
     scores        its word on a few tokens of the student's choice: ScoredTokens
     heads         its hidden states and head: TeacherHead
+    fits          whether what it said of a few tokens fits the student's logits
     sparse        forward KL against a few kept tokens of the teacher
     scored        reverse KL against the teacher's word on a few tokens of the student's choice
     fused         the same terms straight from hidden states, chunk by chunk, never all the logits at once;

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stillroom.losses.divergences import check_temperature, widened
-from stillroom.losses.logspace import kl, log_sum
+from stillroom.losses.logspace import blanked, kl, log_sum, no_distribution
 from stillroom.losses.spans import Aligned
 
 
@@ -19,7 +19,8 @@ def uld_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float 
 
     Boizard et al. 2024: each side's probabilities are sorted from large to small and the shorter list is
     padded with zeros, so that no token need have a counterpart. It compares shapes only: a student equally
-    sure of something else has loss zero. Pair positions by `align_spans`, not by their index.
+    sure of something else has loss zero. Pair positions by `align_spans`, not by their index. A row that is no
+    distribution on one of the sides has the value infinity and gets no gradient.
 
     Args:
         student_logits: `[..., student vocab]`, any floating dtype.
@@ -35,9 +36,10 @@ def uld_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float 
             f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} "
             "must agree in every dimension but the last"
         )
-    q = (widened(student_logits) / temperature).softmax(-1)
-    p = (widened(teacher_logits.detach()) / temperature).softmax(-1)
-    return temperature**2 * _sorted_distance(q, p)
+    sides = [widened(logits) / temperature for logits in (student_logits, teacher_logits.detach())]
+    broken = no_distribution(sides[0]) | no_distribution(sides[1])
+    q, p = (blanked(side, broken).softmax(-1) for side in sides)
+    return (temperature**2 * _sorted_distance(q, p)).masked_fill(broken.squeeze(-1), math.inf)
 
 
 def _sorted_distance(q: Tensor, p: Tensor) -> Tensor:

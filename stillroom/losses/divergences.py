@@ -9,17 +9,22 @@ Vocabularies of two widths are taken to differ by padding columns at the end. Co
 has are cut off; columns that only the student has count as forbidden by the teacher (logit minus infinity):
 either way the padding gets none of the teacher's mass. Minus infinity is welcome anywhere in the teacher's
 logits. Reverse KL (and alpha-beta at alpha 0) is infinite where q has mass and p has none, so there the
-student is compared within the teacher's support.
+student is compared within the teacher's support. Where both heads are padded, cut the teacher's logits, or the
+weight of its head, to the tokenizer's length.
+
+A row that is no distribution on one of the sides (NaN, plus infinity, or nothing but minus infinity) has the value
+infinity and gets no gradient: unselected places may hold anything, and at a selected one the fault shows.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stillroom.losses.logspace import kl
+from stillroom.losses.logspace import blanked, kl, no_distribution
 
 SKEW = 0.1  # DistiLLM's
 
@@ -35,8 +40,8 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     Raises:
         ValueError: the shapes do not fit, or T is not positive.
     """
-    log_q, log_p = _log_probs(student_logits, teacher_logits, temperature)
-    return temperature**2 * kl(log_p, log_q)
+    pair = _Pair.of(student_logits, teacher_logits, temperature)
+    return pair.scaled(kl(pair.log_p, pair.log_q))
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -44,8 +49,8 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
 
     MiniLLM (Gu et al. 2023). Arguments and errors as in `forward_kl`.
     """
-    log_q, log_p = _log_probs(student_logits, teacher_logits, temperature, within_support=True)
-    return temperature**2 * kl(log_q, log_p)
+    pair = _Pair.of(student_logits, teacher_logits, temperature, within_support=True)
+    return pair.scaled(kl(pair.log_q, pair.log_p))
 
 
 def jensen_shannon(
@@ -65,9 +70,9 @@ def jensen_shannon(
         return forward_kl(student_logits, teacher_logits, temperature)
     if beta == 1:
         return reverse_kl(student_logits, teacher_logits, temperature)
-    log_q, log_p = _log_probs(student_logits, teacher_logits, temperature)
-    log_m = _log_mix(log_p, log_q, beta)
-    return temperature**2 * (beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m))
+    pair = _Pair.of(student_logits, teacher_logits, temperature)
+    log_m = _log_mix(pair.log_p, pair.log_q, beta)
+    return pair.scaled(beta * kl(pair.log_p, log_m) + (1 - beta) * kl(pair.log_q, log_m))
 
 
 def skew_kl(
@@ -83,8 +88,8 @@ def skew_kl(
     check_skew(alpha)
     if alpha == 0:
         return forward_kl(student_logits, teacher_logits, temperature)
-    log_q, log_p = _log_probs(student_logits, teacher_logits, temperature)
-    return temperature**2 * kl(log_p, _log_mix(log_p, log_q, alpha))
+    pair = _Pair.of(student_logits, teacher_logits, temperature)
+    return pair.scaled(kl(pair.log_p, _log_mix(pair.log_p, pair.log_q, alpha)))
 
 
 def skew_reverse_kl(
@@ -102,8 +107,8 @@ def skew_reverse_kl(
     check_skew(alpha)
     if alpha == 0:
         return reverse_kl(student_logits, teacher_logits, temperature)
-    log_q, log_p = _log_probs(student_logits, teacher_logits, temperature)
-    return temperature**2 * kl(log_q, _log_mix(log_q, log_p, alpha))
+    pair = _Pair.of(student_logits, teacher_logits, temperature)
+    return pair.scaled(kl(pair.log_q, _log_mix(pair.log_q, pair.log_p, alpha)))
 
 
 def alpha_beta(
@@ -135,11 +140,12 @@ def alpha_beta(
     total = alpha + beta
     if not (alpha >= 0 and beta >= 0 and 0 < total < math.inf):
         raise ValueError(f"alpha and beta must be at least 0 and not both 0, got {alpha} and {beta}")
-    log_q, log_p = _log_probs(student_logits, teacher_logits, temperature, within_support=alpha == 0)
+    pair = _Pair.of(student_logits, teacher_logits, temperature, within_support=alpha == 0)
+    log_q, log_p = pair.log_q, pair.log_p
     if beta == 0:
-        return (temperature / alpha) ** 2 * _generalised_kl(alpha * log_p, alpha * log_q)
+        return pair.scaled(_generalised_kl(alpha * log_p, alpha * log_q) / alpha**2)
     if alpha == 0:
-        return (temperature / beta) ** 2 * _generalised_kl(beta * log_q, beta * log_p)
+        return pair.scaled(_generalised_kl(beta * log_q, beta * log_p) / beta**2)
     log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)
     gap = total * (log_q - log_p)
     # By expm1, term by term: the three powers of the formula cancel, and what is left would drown in rounding.
@@ -147,7 +153,7 @@ def alpha_beta(
     share_of_smaller = torch.where(gap > 0, gap.new_tensor(alpha / total), gap.new_tensor(beta / total))
     fall = -gap.abs()
     terms = larger * (share_of_smaller * fall.expm1() - (share_of_smaller * fall).expm1())
-    return temperature**2 / (alpha * beta) * terms.sum(-1)
+    return pair.scaled(terms.sum(-1) / (alpha * beta))
 
 
 def total_variation(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -155,8 +161,8 @@ def total_variation(student_logits: Tensor, teacher_logits: Tensor, temperature:
 
     Arguments and errors as in `forward_kl`.
     """
-    log_q, log_p = _log_probs(student_logits, teacher_logits, temperature)
-    return temperature**2 * 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
+    pair = _Pair.of(student_logits, teacher_logits, temperature)
+    return pair.scaled(0.5 * (pair.log_p.exp() - pair.log_q.exp()).abs().sum(-1))
 
 
 def widened(tensor: Tensor) -> Tensor:
@@ -198,15 +204,32 @@ def aligned(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Ten
     return student, teacher
 
 
-def _log_probs(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float, within_support: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Both log-distributions at T over the student's columns, or over those that the teacher allows."""
-    check_temperature(temperature)
-    student, teacher = aligned(student_logits, teacher_logits)
-    if within_support:
-        student = student.masked_fill(teacher == -math.inf, -math.inf)
-    return (student / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
+@dataclass(frozen=True)
+class _Pair:
+    """Both log-distributions at T, `[..., vocab]`, and where one of the sides has none, bool `[...]`."""
+
+    log_q: Tensor
+    log_p: Tensor
+    broken: Tensor
+    temperature: float
+
+    @classmethod
+    def of(
+        cls, student_logits: Tensor, teacher_logits: Tensor, temperature: float, within_support: bool = False
+    ) -> _Pair:
+        """Over the student's columns, or over those that the teacher allows."""
+        check_temperature(temperature)
+        student, teacher = aligned(student_logits, teacher_logits)
+        if within_support:
+            student = student.masked_fill(teacher == -math.inf, -math.inf)
+        student, teacher = student / temperature, teacher / temperature
+        broken = no_distribution(student) | no_distribution(teacher)
+        log_q, log_p = (blanked(side, broken).log_softmax(-1) for side in (student, teacher))
+        return cls(log_q, log_p, broken.squeeze(-1), temperature)
+
+    def scaled(self, values: Tensor) -> Tensor:
+        """Values `[...]` times T squared, infinity where a side has no distribution."""
+        return (self.temperature**2 * values).masked_fill(self.broken, math.inf)
 
 
 def _generalised_kl(log_a: Tensor, log_b: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ the gradient by the products takes their place.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,13 +21,14 @@ from torch.autograd.function import once_differentiable
 
 from stillroom.losses.divergences import widened
 from stillroom.losses.heads import Head, HeadGradients, LoRA, check_head
+from stillroom.losses.logspace import no_distribution
 from stillroom.losses.products import operand, scaled
 from stillroom.losses.sharded import check_positions, whole, whole_head
 from stillroom.losses.terms import Divergence, Teacher, Terms
 
 # Elements of logits that are worked on at a time. A CPU keeps so few in its cache, which makes the many passes over
 # them several times faster than over a whole chunk; other devices want more at once.
-_STRIP = {"cpu": 1 << 19}
+_STRIP = {"cpu": 1 << 18}
 _WIDE_STRIP = 1 << 24
 
 
@@ -38,7 +40,8 @@ class FusedLoss:
         loss: scalar with gradients: the sum of weights times values.
         values: `[tokens]`, detached, unweighted: soft * soft_values + hard * hard_values; 0 at weight 0.
         soft_values: `[tokens]`, detached: the divergence, with T squared; 0 where soft is 0.
-        hard_values: `[tokens]`, detached: the labels' cross-entropy at T = 1; 0 where hard is 0.
+        hard_values: `[tokens]`, detached: the labels' cross-entropy at T = 1; 0 where hard is 0. Where the student's
+            own logits are no distribution the values are infinite; then its gradients may hold NaN.
     """
 
     loss: Tensor
@@ -97,8 +100,9 @@ def fused_linear_divergence(
         student_lora: (A `[rank, hidden]`, B `[vocab, rank]`, scale): an adapter on the head, never merged.
 
     Raises:
-        ValueError: shapes or settings that do not fit, positions that are spread over ranks, or a kind of
-            targets that the divergence cannot be had from without bias.
+        ValueError: shapes or settings that do not fit, positions that are spread over ranks, a kind of targets
+            that the divergence cannot be had from without bias, or a position of weight other than 0 at which
+            what the teacher says is no distribution.
     """
     check_head("student", student_hidden, student_weight, student_bias, student_lora, softcap)
     tokens, vocab = student_hidden.shape[0], student_weight.shape[0]
@@ -156,16 +160,20 @@ class _Plan:
         if head.weight.dtype == torch.float16 and rows.numel():  # the others have the exponents of fp32
             scale = weights.abs().max()
         soft, hard = torch.zeros_like(weights), torch.zeros_like(weights)
+        broken, lost = (torch.zeros_like(weights, dtype=torch.bool) for _ in range(2))  # teacher, student
         chunks = rows.split(self.chunk_tokens) if rows.numel() else ()
-        step = max(1, _STRIP.get(hidden.device.type, _WIDE_STRIP) // vocab)
+        step = math.ceil(_STRIP.get(hidden.device.type, _WIDE_STRIP) / vocab)
         strips = self.terms.strips([strip for chunk in chunks for strip in chunk.split(step)], chunks, vocab)
         buffer = head.buffer(min(self.chunk_tokens, len(rows)))
         for chunk in chunks:
             states = operand(hidden[chunk], hidden)
             products = head.products(states, buffer)
             for strip, some in zip(chunk.split(step), products.split(step), strict=True):
-                logits = head.logits(some)
-                some_soft, some_hard, slope = self.terms.compare(logits, *next(strips), gradient)
+                logits, (teacher, labels) = head.logits(some), next(strips)
+                lost[strip] = no_distribution(logits).squeeze(1)
+                if isinstance(teacher, Tensor):
+                    broken[strip] = no_distribution(teacher[:, :vocab]).squeeze(1)
+                some_soft, some_hard, slope = self.terms.compare(logits, teacher, labels, gradient)
                 soft[strip], hard[strip] = some_soft.to(soft.dtype), some_hard.to(hard.dtype)
                 if slope is not None:
                     slope = head.before_scaling(slope.mul_((weights[strip] / scale)[:, None]), logits)
@@ -173,6 +181,15 @@ class _Plan:
                     some.copy_(slope)
             if gradient:
                 sums.add(head, states, products, chunk)  # which now hold the gradient by themselves
+        if broken.any():  # asked once, since a CUDA device would wait at each strip
+            raise ValueError(
+                f"the teacher's logits at position {int(broken.nonzero()[0])} are no distribution: they hold NaN or"
+                " plus infinity, or nothing but minus infinity; give positions that do not count the weight 0"
+            )
+        soft, hard = (
+            values.masked_fill(lost, math.inf) if factor else values
+            for values, factor in ((soft, self.terms.soft), (hard, self.terms.hard))
+        )
         loss = ((self.terms.soft * soft + self.terms.hard * hard) * weights).sum()
         return loss, soft, hard, scale, sums
 

@@ -12,11 +12,11 @@ import math
 import torch
 from torch import Tensor
 
-from stillroom.losses.divergences import SKEW, check_skew, check_temperature
+from stillroom.losses.divergences import SKEW, check_skew
+from stillroom.losses.fits import check_distinct, check_fit, check_ids
 from stillroom.losses.logspace import exact
 from stillroom.losses.scores import ScoredTokens
 from stillroom.losses.sparse import differentiable
-from stillroom.losses.targets import check_distinct
 
 
 def scored_reverse_kl(student_logits: Tensor, targets: ScoredTokens, temperature: float = 1.0) -> Tensor:
@@ -24,7 +24,8 @@ def scored_reverse_kl(student_logits: Tensor, targets: ScoredTokens, temperature
 
     On top-k and bucket it is the KL between the distributions over scored tokens and "any other": never more
     than the dense one, equal to it when every token is scored. As there, the student is compared within the
-    teacher's support.
+    teacher's support; the columns that only pad its head are out of that where the targets tell the teacher's
+    vocabulary, and part of "any other" where they do not.
 
     On sampled tokens the value is log q(y) - log p(y) and the gradient that factor, held fixed, times that of
     log q(y) (the policy gradient of reverse KL). For y drawn from this very student at this T, both are those of
@@ -32,7 +33,7 @@ def scored_reverse_kl(student_logits: Tensor, targets: ScoredTokens, temperature
     gradient is zero. A student trained on after it wrote the text is no longer the one that drew: write anew.
 
     Args:
-        student_logits: `[tokens, vocab]`.
+        student_logits: `[tokens, vocab]`; a row that is no distribution has the value infinity and no gradient.
         targets: scored at the same temperature.
         temperature: T > 0.
 
@@ -54,32 +55,24 @@ def scored_skew_reverse_kl(
         ValueError: as in `scored_reverse_kl`, or alpha outside [0, 1).
     """
     check_skew(alpha)
-    check_shape(targets, student_logits.shape, temperature)
+    check_fit(targets, student_logits.shape, temperature, "scored")
     check_scores(targets, student_logits.shape[1], alpha)
     return differentiable(student_logits, value_and_gradient, targets, temperature, alpha)
 
 
-def check_shape(targets: ScoredTokens, shape: tuple[int, ...] | torch.Size, temperature: float) -> None:
-    """Raise ValueError unless the targets are of so many positions and this temperature."""
-    check_temperature(temperature)
-    if len(shape) != 2 or shape[0] != targets.tokens:
-        raise ValueError(
-            f"student logits must be [{targets.tokens}, vocab] for these targets, got {tuple(shape)}"
-        )
-    if targets.temperature != temperature:
-        raise ValueError(
-            f"these tokens were scored at temperature {targets.temperature}, the loss asks for {temperature}"
-        )
-
-
-def check_scores(targets: ScoredTokens, vocab: int, alpha: float) -> None:
+def check_scores(targets: ScoredTokens, columns: int, alpha: float) -> None:
     """Raise ValueError unless every position holds different ids and what can be log-probabilities of them."""
     if not targets.tokens:
         return
-    low, high = int(targets.ids.min()), int(targets.ids.max())
-    if low < 0 or high >= vocab:
-        raise ValueError(f"targets hold token ids {low} to {high}, the student has {vocab} columns")
+    check_ids(targets.ids, columns)
     check_distinct(targets.ids)
+    if (
+        targets.vocab is not None
+        and (targets.teacher_logprobs[targets.ids >= targets.vocab] > -math.inf).any()
+    ):
+        raise ValueError(
+            f"a token beyond the teacher's vocabulary of {targets.vocab} must have log-probability -inf"
+        )
     most = float(exact(targets.teacher_logprobs).exp().sum(-1).max())
     if not most <= 1.01:  # what log-probabilities in bf16 may sum to
         raise ValueError(f"the teacher's probabilities of a position sum to {most}: not log-probabilities")
@@ -97,9 +90,13 @@ def value_and_gradient(
 
     With x = logits / T and m = alpha q + (1 - alpha) p over the outcomes c (scored tokens and bucket), the
     derivative by log q_c is q_c h_c with h_c = log(q_c / m_c) - alpha q_c / m_c, but for a constant, and the
-    gradient by x_j is q_j (h_c(j) - sum q_c h_c).
+    gradient by x_j is q_j (h_c(j) - sum q_c h_c). All columns of padding are one more outcome, with p = 0.
     """
     x = logits / temperature
+    width = x.shape[1]
+    vocab = width if targets.vocab is None else min(width, targets.vocab)
+    if alpha == 0:
+        x[:, vocab:] = -math.inf  # within the teacher's support
     ids, log_p = targets.ids, targets.teacher_logprobs.to(x.dtype)
     kept = x.gather(1, ids)
     if targets.sampled:
@@ -109,23 +106,28 @@ def value_and_gradient(
     else:
         if alpha == 0:
             kept = kept.masked_fill(log_p == -math.inf, -math.inf)
-        outside = torch.logsumexp(x.scatter(1, ids, -math.inf), -1, keepdim=True)
-        outcomes = torch.cat([kept, outside], 1)
+        others = x.scatter(1, ids, -math.inf).split([vocab, width - vocab], 1)
+        outside, padding = (torch.logsumexp(some, -1, keepdim=True) for some in others)
+        outcomes = torch.cat([kept, outside, padding], 1)
         whole = torch.logsumexp(outcomes, -1, keepdim=True)
-        whole = whole.masked_fill(whole == -math.inf, 0)  # every token is scored, and forbidden
+        nowhere = whole == -math.inf  # every token that the student allows is scored, and forbidden
+        whole = whole.masked_fill(nowhere, 0)
         log_q = outcomes - whole
-        ratio, h = _ratio(log_q, torch.cat([log_p, targets.log_tail()[:, None].to(x.dtype)], 1), alpha)
+        tail = targets.log_tail()[:, None].to(x.dtype)
+        ratio, h = _ratio(log_q, torch.cat([log_p, tail, torch.full_like(tail, -math.inf)], 1), alpha)
         q = log_q.exp()
-        values = (q * ratio).sum(-1)
+        values = (q * ratio).sum(-1).masked_fill(nowhere.squeeze(1), math.inf)
         centred = h - (q * h).sum(-1, keepdim=True)
-        at_ids, elsewhere = (q * centred)[:, :-1], centred[:, -1:]
+        at_ids, elsewhere, at_padding = (q * centred)[:, :-2], centred[:, -2:-1], centred[:, -1:]
     values = temperature**2 * values
     if not gradient:
         return values, None
-    slope = x.sub_(whole).exp_().mul_(elsewhere)
+    slope = x.sub_(whole).exp_()
     if targets.sampled:
-        slope.scatter_add_(1, ids, at_ids)
+        slope.mul_(elsewhere).scatter_add_(1, ids, at_ids)
     else:
+        slope[:, :vocab].mul_(elsewhere)
+        slope[:, vocab:].mul_(at_padding)
         slope.scatter_(1, ids, at_ids)
     return values, slope.mul_(temperature)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from stillroom.losses.fits import check_width
 from stillroom.losses.logspace import exact
 
 
@@ -26,15 +27,18 @@ class ScoredTokens:
             for what the teacher forbids or lacks, such as padding columns.
         sampled: whether `ids` are drawn from the student itself, at `temperature`; then k is 1.
         temperature: at which the teacher's distribution was taken; the loss must use the same.
+        vocab: how many tokens the teacher knows, so that the columns of the student's head from there on are
+            padding, which the teacher forbids; None where they are as many as the student's columns.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or a vocabulary below 1.
     """
 
     ids: Tensor
     teacher_logprobs: Tensor
     sampled: bool = False
     temperature: float = 1.0
+    vocab: int | None = None
 
     def __post_init__(self) -> None:
         if self.ids.dim() != 2 or self.ids.shape[1] < 1 or self.ids.shape != self.teacher_logprobs.shape:
@@ -44,6 +48,7 @@ class ScoredTokens:
             )
         if self.sampled and self.ids.shape[1] != 1:
             raise ValueError(f"sampled tokens are one a position, got {self.ids.shape[1]}")
+        check_width(self.vocab)
 
     @property
     def tokens(self) -> int:
@@ -77,14 +82,14 @@ class ScoredTokens:
         """The positions of all parts, one after another.
 
         Raises:
-            ValueError: no parts, or parts of different kind, temperature or k.
+            ValueError: no parts, or parts of different kind, temperature, vocabulary or k.
         """
         if not parts:
             raise ValueError("cat needs at least one part")
-        kinds = {(p.sampled, p.temperature, p.ids.shape[1]) for p in parts}
+        kinds = {(p.sampled, p.temperature, p.vocab, p.ids.shape[1]) for p in parts}
         if len(kinds) > 1:
             raise ValueError(
-                f"scored tokens of different (sampled, temperature, k) cannot be joined: {kinds}"
+                f"scored tokens of different (sampled, temperature, vocab, k) cannot be joined: {kinds}"
             )
-        joined = (torch.cat([p.ids for p in parts]), torch.cat([p.teacher_logprobs for p in parts]))
-        return cls(*joined, sampled=parts[0].sampled, temperature=parts[0].temperature)
+        ids, scores = (torch.cat([getattr(p, name) for p in parts]) for name in ("ids", "teacher_logprobs"))
+        return replace(parts[0], ids=ids, teacher_logprobs=scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -36,18 +37,20 @@ def _forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[T
     student, teacher = aligned(student, teacher)
     wide = torch.promote_types(student.dtype, teacher.dtype)
     x, z = (_below_zero(side.to(wide), temperature) for side in (student, teacher))
+    broken = (x[:, :1].isnan() | z[:, :1].isnan()).squeeze(1)  # at once in a whole row, as its largest is
     q, p = x.softmax(-1), z.softmax(-1)
     gap = z.sub_(x).add_(p.amax(-1, keepdim=True).log() - q.amax(-1, keepdim=True).log())
-    gap.nan_to_num_(nan=0.0, neginf=0.0)  # forbidden by the teacher, by both: p is zero, and so is the term
-    values = torch.linalg.vecdot(p, gap)
+    # What the teacher gives no mass adds nothing, also where the student forbids it; what it gives mass may cost all.
+    values = gap.mul_(p).nan_to_num_(nan=0.0, posinf=math.inf).sum(-1)
     slope = q.sub_(p)
     if temperature != 1.0:
         values, slope = values.mul_(temperature**2), slope.mul_(temperature)
-    return values, slope
+    return values.masked_fill_(broken, math.inf), slope
 
 
 def _below_zero(logits: Tensor, temperature: float) -> Tensor:
-    """A copy of the logits over T, the largest of each row being zero."""
-    if temperature != 1.0:
-        logits = logits / temperature
-    return logits - logits.amax(-1, keepdim=True)
+    """A copy of the logits over T, the largest of each row being zero; NaN throughout where there is no largest."""
+    top = logits.amax(-1, keepdim=True)
+    top.masked_fill_(~top.isfinite(), math.nan)
+    out = logits - top
+    return out if temperature == 1.0 else out.div_(temperature)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stillroom.losses.divergences import check_temperature, widened
-from stillroom.losses.logspace import exact
+from stillroom.losses.divergences import widened
+from stillroom.losses.fits import check_fit, check_ids
+from stillroom.losses.logspace import exact, no_distribution
 from stillroom.losses.targets import SparseTargets
 
 
@@ -20,18 +21,21 @@ def sparse_forward_kl(student_logits: Tensor, targets: SparseTargets, temperatur
 
     With unbiased samples, value and gradient are those of the dense forward KL on average over the draws.
     With a bucket it is the KL between the distributions over kept tokens and "any other", which is never
-    more than the dense one.
+    more than the dense one. The columns that only pad the student's head are no part of "any other" where the
+    targets tell the teacher's vocabulary: they are forbidden, as in the dense loss.
 
     Args:
-        student_logits: `[tokens, vocab]`.
+        student_logits: `[tokens, vocab]`; a row that is no distribution has the value infinity and no gradient.
         targets: captured at the same temperature.
         temperature: T > 0.
 
     Raises:
-        ValueError: shapes, ids or temperature do not fit, or the targets are a renormalised top-k.
+        ValueError: shapes, ids or temperature do not fit, weights are not finite, or the targets are a
+            renormalised top-k.
     """
     check_kind(targets, "forward_kl")
-    check_targets(targets, student_logits.shape, temperature)
+    check_fit(targets, student_logits.shape, temperature, "captured")
+    check_entries(targets, student_logits.shape[1])
     return differentiable(student_logits, value_and_gradient, targets, temperature)
 
 
@@ -45,15 +49,17 @@ def renormalised_kl(student_logits: Tensor, targets: SparseTargets, temperature:
     the true KL by the chain rule, so the teacher stays a minimum, of value zero.
 
     Args:
-        student_logits: `[tokens, vocab]`.
+        student_logits: `[tokens, vocab]`, as in `sparse_forward_kl`.
         targets: from `SparseTargets.renormalised_top_k`, at the same temperature.
         temperature: T > 0.
 
     Raises:
-        ValueError: shapes, ids or temperature do not fit, or the targets are of another kind.
+        ValueError: shapes, ids or temperature do not fit, weights are not finite, or the targets are of another
+            kind.
     """
     check_kind(targets, "renormalised_kl")
-    check_targets(targets, student_logits.shape, temperature)
+    check_fit(targets, student_logits.shape, temperature, "captured")
+    check_entries(targets, student_logits.shape[1])
     return differentiable(student_logits, value_and_gradient, targets, temperature)
 
 
@@ -72,18 +78,12 @@ def check_kind(targets: SparseTargets, divergence: object) -> None:
         )
 
 
-def check_targets(targets: SparseTargets, shape: tuple[int, ...] | torch.Size, temperature: float) -> None:
-    """Raise ValueError unless the targets fit logits of this shape, taken at this temperature."""
-    check_temperature(temperature)
-    if len(shape) != 2 or shape[0] != targets.tokens:
-        raise ValueError(
-            f"student logits must be [{targets.tokens}, vocab] for these targets, got {tuple(shape)}"
-        )
-    if targets.temperature != temperature:
-        raise ValueError(
-            f"these targets were captured at temperature {targets.temperature}, the loss asks for {temperature}"
-        )
-    targets.check_vocab(shape[1])
+def check_entries(targets: SparseTargets, columns: int) -> None:
+    """Raise ValueError unless all ids are columns that both sides have, and all numbers are finite."""
+    check_ids(targets.ids, columns if targets.vocab is None else min(columns, targets.vocab))
+    numbers = torch.cat([targets.weights, targets.tail_mass, targets.entropy])
+    if not bool(numbers.isfinite().all()):
+        raise ValueError("the teacher's weights, tail mass or entropy of a position hold NaN or infinity")
 
 
 def value_and_gradient(
@@ -93,14 +93,16 @@ def value_and_gradient(
 
     With x = logits / T and W the sum of a token's weights, the cross-entropy W logsumexp(x) - sum w x_k has
     the gradient W softmax(x) - w; it is exact when W is not one. A bucket adds
-    tail * (logsumexp(x) - logsumexp(x over the tokens that are not kept)). For a renormalised top-k all other
-    tokens are out of x.
+    tail * (logsumexp(x) - logsumexp(x over the tokens that are not kept, padding apart)). For a renormalised
+    top-k all other tokens are out of x.
     """
     x = logits / temperature
     rows, ids = targets.positions, targets.ids
     weights, tail = targets.weights.to(x.dtype), targets.tail_mass.to(x.dtype)[:, None]
     kept = x[rows, ids]
     rest = x.index_put((rows, ids), x.new_tensor(-math.inf)) if targets.bucket else None
+    if rest is not None and targets.vocab is not None:
+        rest[:, targets.vocab :] = -math.inf
     if targets.renormalised:
         x = torch.full_like(x, -math.inf).index_put_((rows, ids), kept)
     x, sums, whole = _exponentials(x)
@@ -137,7 +139,10 @@ def _exponentials(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def differentiable(logits: Tensor, function: Callable[..., Any], *arguments: Any) -> Tensor:
-    """Values of a function like `value_and_gradient`, with its gradient, taken going forward, for autograd."""
+    """Values of a function like `value_and_gradient`, with its gradient, taken going forward, for autograd.
+
+    A row of logits that is no distribution has the value infinity and the gradient zero.
+    """
     return _GradientInForward.apply(logits, function, arguments)
 
 
@@ -145,9 +150,12 @@ class _GradientInForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Tensor:
         values, slope = function(widened(logits), *arguments, gradient=ctx.needs_input_grad[0])
+        broken = no_distribution(logits).squeeze(1)
+        if slope is not None:
+            slope.masked_fill_(broken[:, None], 0)
         ctx.save_for_backward(slope)
         ctx.dtype = logits.dtype
-        return values
+        return values.masked_fill(broken, math.inf)
 
     @staticmethod
     @once_differentiable

@@ -19,7 +19,7 @@ def taid(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
     Args:
         student_logits: `[..., student vocab]`.
         teacher_logits: `[..., teacher vocab]`, the same leading shape; padding as in
-            `stillroom.losses.divergences`.
+            `stillroom.losses.divergences`, as are rows that are no distribution.
         temperature: T > 0, applied to both.
         t: how far the target has moved, in (0, 1]; at 1 this is forward KL.
 

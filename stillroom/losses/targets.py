@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise
@@ -11,6 +10,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from stillroom.losses.divergences import check_temperature
+from stillroom.losses.fits import check_distinct, check_ids, check_width
 from stillroom.losses.logspace import exact
 
 
@@ -36,9 +37,12 @@ class SparseTargets:
         bucket: whether `tail_mass` is a bucket that the loss must match.
         temperature: at which the teacher's distribution was taken; the loss must use the same.
         renormalised: whether the weights are a renormalised top-k; see `renormalised_top_k`.
+        vocab: how many tokens the teacher knows, so that the columns of the student's head from there on are
+            padding, which gets none of the teacher's mass, and so none of a bucket's; None where they are as many
+            as the student's columns.
 
     Raises:
-        ValueError: lengths that do not fit, or both kinds of top-k at once.
+        ValueError: lengths that do not fit, both kinds of top-k at once, or a vocabulary below 1.
     """
 
     ids: Tensor
@@ -49,6 +53,7 @@ class SparseTargets:
     bucket: bool = False
     temperature: float = 1.0
     renormalised: bool = False
+    vocab: int | None = None
 
     # Which fields have one value an entry and one a token: a subclass adds its own, and `select`, `split`,
     # `cat` and `to` carry them along.
@@ -58,6 +63,7 @@ class SparseTargets:
     def __post_init__(self) -> None:
         if self.bucket and self.renormalised:
             raise ValueError("renormalised top-k knows no mass outside the kept tokens, so it has no bucket")
+        check_width(self.vocab)
         for names, length in ((self.entry_fields, self.kept), (self.token_fields, self.tokens)):
             for name in names:
                 if getattr(self, name).shape != (length,):
@@ -83,8 +89,7 @@ class SparseTargets:
             raise ValueError(
                 f"ids and scores must both be [tokens, k], got {tuple(ids.shape)} and {tuple(scores.shape)}"
             )
-        if not (temperature > 0 and math.isfinite(temperature)):
-            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        check_temperature(temperature)
         check_distinct(ids)
         weights = (exact(scores) / temperature).softmax(-1)
         tokens, k = ids.shape
@@ -130,17 +135,9 @@ class SparseTargets:
         Raises:
             ValueError: an id does not fit the vocabulary.
         """
-        self.check_vocab(vocab)
+        check_ids(self.ids, vocab)
         dense = torch.zeros(self.tokens, vocab, device=self.ids.device)
         return dense.index_put_((self.positions, self.ids), self.weights, accumulate=True)
-
-    def check_vocab(self, vocab: int) -> None:
-        """Raise ValueError if an id does not fit a vocabulary of this size."""
-        if not self.kept:
-            return
-        for extreme in (int(self.ids.min()), int(self.ids.max())):
-            if not 0 <= extreme < vocab:
-                raise ValueError(f"targets hold token id {extreme}, the student has {vocab} columns")
 
     def select(self, rows: Tensor | slice) -> Self:
         """The positions picked by a slice, an int64 index or a bool mask, in that order."""
@@ -178,13 +175,16 @@ class SparseTargets:
         """The positions of all parts, one after another.
 
         Raises:
-            ValueError: no parts, or parts of different kind or temperature.
+            ValueError: no parts, or parts of different kind, temperature or vocabulary.
         """
         if not parts:
             raise ValueError("cat needs at least one part")
         first = parts[0]
-        if any((p.kind, p.temperature) != (first.kind, first.temperature) for p in parts):
-            raise ValueError("targets of different kinds or temperatures cannot be joined")
+        kinds = {(p.kind, p.temperature, p.vocab) for p in parts}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"targets of different kinds, temperatures or vocabularies cannot be joined: {kinds}"
+            )
         starts = torch.tensor([0, *(p.kept for p in parts)]).cumsum(0).tolist()
         offsets = [p.offsets[:-1] + start for p, start in zip(parts, starts, strict=False)]
         joined: dict[str, Any] = {
@@ -198,11 +198,3 @@ class SparseTargets:
         picked = {name: getattr(self, name)[entries] for name in self.entry_fields}
         picked |= {name: getattr(self, name)[rows] for name in self.token_fields}
         return replace(self, offsets=offsets, **picked)
-
-
-def check_distinct(ids: Tensor) -> None:
-    """Raise ValueError if an id comes twice in a row of `[tokens, k]`."""
-    ordered = ids.sort(-1).values
-    twice = (ordered.diff(dim=-1) == 0).any(-1)
-    if twice.any():
-        raise ValueError(f"an id comes twice at position {int(twice.nonzero()[0])}")

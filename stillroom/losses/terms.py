@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stillroom.losses import divergences, scored, slopes, sparse
+from stillroom.losses.fits import check_fit
 from stillroom.losses.heads import Head, TeacherHead, check_head
 from stillroom.losses.products import operand, product_dtype
 from stillroom.losses.scores import ScoredTokens
@@ -82,11 +83,9 @@ class Terms:
             )
         if not self.soft:
             return
-        if isinstance(self.teacher, SparseTargets):
-            sparse.check_targets(self.teacher, (tokens, vocab), self.temperature)
-            return
-        if isinstance(self.teacher, ScoredTokens):
-            scored.check_shape(self.teacher, (tokens, vocab), self.temperature)
+        if isinstance(self.teacher, SparseTargets | ScoredTokens):
+            taken = "captured" if isinstance(self.teacher, SparseTargets) else "scored"
+            check_fit(self.teacher, (tokens, vocab), self.temperature, taken)
             return
         states = self.teacher.hidden if isinstance(self.teacher, TeacherHead) else self.teacher
         if states is not None and (states.dim() != 2 or states.shape[0] != tokens):
@@ -115,10 +114,13 @@ class Terms:
         self, rows: Tensor, sizes: list[int], chunks: Sequence[Tensor], vocab: int
     ) -> Iterator[Piece | None]:
         teacher = self.teacher if self.soft else None
+        # Only what is selected is checked: what padding positions hold need not make sense.
         if isinstance(teacher, SparseTargets):
-            yield from teacher.select(rows).split(sizes)
+            captured = teacher.select(rows)
+            sparse.check_entries(captured, vocab)
+            yield from captured.split(sizes)
         elif isinstance(teacher, ScoredTokens):
-            chosen = teacher.select(rows)  # what padding positions hold need not make sense
+            chosen = teacher.select(rows)
             scored.check_scores(chosen, vocab, self._skew)
             yield from chosen.split(sizes)
         elif isinstance(teacher, TeacherHead):

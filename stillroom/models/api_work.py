@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from stillroom.contracts.records import Reply, Request, Sampling
-from stillroom.models.chat_client import ChatClient, Passing
+from stillroom.models.chat_client import ChatClient
 from stillroom.models.chat_completions import ChatReply
-from stillroom.models.throttle import Throttle, Ticket, backoff
+from stillroom.models.retrying import Passing
+from stillroom.models.throttle import Throttle, Ticket
 
 _PAID_ATTEMPTS = 5
 """How often an answer that came, but not usably, is asked for: each was probably charged."""
@@ -131,7 +132,7 @@ class Work:
             told = f"{fault} (after {job.attempts} attempts)"
             self._deliver((job.request, ChatReply("", "failed", error=told)))
             return
-        wait = fault.wait or backoff(job.attempts - 1, self._first_wait)
+        wait = fault.pause(job.attempts - 1, self._first_wait)
         asyncio.get_running_loop().call_later(wait, self._again, job)
 
     def _again(self, job: Job) -> None:

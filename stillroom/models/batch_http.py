@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import aiohttp
 
 from stillroom.contracts.errors import ServiceFault
-from stillroom.models.chat_completions import error_text
 from stillroom.models.endpoint import Endpoint
-from stillroom.models.throttle import backoff, retry_after
+from stillroom.models.retrying import ATTEMPTS, Passing, backoff, fault_of, until_it_works
 
-_ATTEMPTS = 8
 _BLOCK = 1 << 20
 
 
@@ -55,7 +53,7 @@ class BatchHttp:
             "completion_window": "24h",
             "metadata": {"stillroom": name},
         }
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
                 return str(self._json("POST", "/batches", body=body, attempts=1)["id"])
             except ServiceFault as fault:
@@ -98,60 +96,39 @@ class BatchHttp:
         body: dict[str, Any] | None = None,
         file: Path | None = None,
         into: Path | None = None,
-        attempts: int = _ATTEMPTS,
+        attempts: int = ATTEMPTS,
     ) -> dict[str, Any]:
-        return self._runner.run(self._call(method, route, body, file, into, attempts))
+        once = partial(self._once, method, route, body, file, into)
+        work = until_it_works(once, self.endpoint, attempts=attempts, first_wait=self._first_wait)
+        try:
+            return self._runner.run(work)
+        except Passing as fault:
+            raise ServiceFault(
+                f"the batch endpoint of {self.endpoint.url} keeps failing",
+                got=f"{method} {route.partition('?')[0]}, {attempts} times: {fault}",
+                do="run the same command again later: batches that were handed in are found again",
+            ) from None
 
-    async def _call(
-        self,
-        method: str,
-        route: str,
-        body: dict[str, Any] | None,
-        file: Path | None,
-        into: Path | None,
-        attempts: int,
+    async def _once(
+        self, method: str, route: str, body: dict[str, Any] | None, file: Path | None, into: Path | None
     ) -> dict[str, Any]:
-        told = ""
-        for attempt in range(attempts):
-            wait = None
-            try:
-                with ExitStack() as opened:
-                    form = _form(opened.enter_context(file.open("rb")), file.name) if file else None
-                    async with (
-                        aiohttp.ClientSession(
-                            headers=self.endpoint.headers, timeout=self._timeout
-                        ) as session,
-                        session.request(method, self.endpoint.url + route, json=body, data=form) as response,
-                    ):
-                        if response.status < 300:
-                            return await _taken(response, into)
-                        wait = retry_after(response.headers)
-                        told = await self._fault(response)
-            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                told = self.endpoint.clean(error)
-            if attempt + 1 < attempts:
-                await asyncio.sleep(wait or backoff(attempt, self._first_wait))
-        raise ServiceFault(
-            f"the batch endpoint of {self.endpoint.url} keeps failing",
-            got=f"{method} {route.partition('?')[0]}, {attempts} times: {told}",
-            do="run the same command again later: batches that were handed in are found again",
-        )
+        with ExitStack() as opened:
+            form = _form(opened.enter_context(file.open("rb")), file.name) if file else None
+            async with (
+                aiohttp.ClientSession(headers=self.endpoint.headers, timeout=self._timeout) as session,
+                session.request(method, self.endpoint.url + route, json=body, data=form) as response,
+            ):
+                if response.status < 300:
+                    return await _taken(response, into)
+                raise await fault_of(response, self.endpoint, self._refuse)
 
-    async def _fault(self, response: aiohttp.ClientResponse) -> str:
-        """What an error status says; TeacherError where no retry mends it."""
-        text = (await response.read())[:20_000].decode(errors="replace")
-        with suppress(ValueError):
-            text = error_text(json.loads(text))
-        said = f"HTTP {response.status}: {self.endpoint.clean(text)}"
-        if response.status in (401, 403):
-            self.endpoint.refuse("refuses the API key", said, f"check the key in ${self.endpoint.key_env}")
-        if response.status in (404, 405):
+    def _refuse(self, status: int, said: str) -> NoReturn:
+        """Raise TeacherError: no retry mends this."""
+        if status in (404, 405):
             self.endpoint.refuse(
                 "has no batch endpoint, or no longer this batch", said, "teach.batch_endpoint: false"
             )
-        if response.status < 500 and response.status not in (408, 409, 425, 429):
-            self.endpoint.refuse("does not take this batch", said, "mend what it says")
-        return said
+        self.endpoint.refuse("does not take this batch", said, "mend what it says")
 
 
 def _form(file: IO[bytes], name: str) -> aiohttp.FormData:

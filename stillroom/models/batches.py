@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stillroom.contracts.files import SyncedLines, read_lines, write_lines
-from stillroom.contracts.records import Reply, Request, Sampling, content_key
+from stillroom.contracts.files import read_lines
+from stillroom.contracts.records import Reply, Request, Sampling
 from stillroom.models.batch_http import BatchHttp
+from stillroom.models.batch_journal import BatchJournal
 from stillroom.models.chat_completions import (
     ChatReply,
-    ChatRequest,
     Malformed,
     error_code,
     error_text,
@@ -71,20 +71,11 @@ class BatchModel:
     ) -> None:
         self.name = model
         self._http = BatchHttp(Endpoint.of(base_url, api_key_env), timeout=timeout, first_wait=first_wait)
-        self._folder, self._parameters = folder, parameters or {}
+        self._parameters = parameters or {}
         self._poll, self._per_batch = poll, per_batch
-        self._journal = SyncedLines(folder / "journal.jsonl")
-        self._open: dict[str, str | None] = {}
-        """Batches that are not collected by name; the id at the API, or None where it is not known (yet)."""
+        self._journal = BatchJournal(folder, self._http.endpoint.url)
         self._under_way = set[str]()
-        """Keys of their requests."""
-        for line in read_lines(folder / "journal.jsonl"):
-            if line.get("url", self._http.endpoint.url) != self._http.endpoint.url:
-                continue  # another API's, which is asked again when the recipe names it again
-            if line["state"] in ("collected", "dropped"):
-                self._open.pop(line["name"], None)
-            else:
-                self._open[line["name"]] = line.get("id")
+        """Keys of the requests in open batches."""
 
     def answer(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Pair]:
         """Yield each request with its reply; errors as `answer_together`."""
@@ -98,39 +89,36 @@ class BatchModel:
             TeacherError: the key is wrong, or there is no batch endpoint.
             ServiceFault: the endpoint kept failing.
         """
-        for name in [name for name, known in self._open.items() if known is None]:
+        for name in [name for name, known in self._journal.open.items() if known is None]:
             self._find_again(name)
-        self._under_way = {line["key"] for name in self._open for line in read_lines(self._requests(name))}
+        self._under_way = self._journal.keys()
         fresh = self._chunks(
             (request for request in requests if request.key not in self._under_way), sampling
         )
         most, waiting, exhausted = _OPEN, list[list[Request]](), False
-        while self._open or waiting or not exhausted:
-            while len(self._open) < most and (waiting or not exhausted):
+        while self._journal.open or waiting or not exhausted:
+            while len(self._journal.open) < most and (waiting or not exhausted):
                 chunk = waiting.pop() if waiting else next(fresh, None)
                 exhausted = exhausted or chunk is None
                 if chunk:
-                    self._hand_in(self._keep(chunk), sampling)
+                    self._hand_in(self._journal.keep(chunk), sampling)
             over = False
-            for name, batch_id in list(self._open.items()):
+            for name, batch_id in list(self._journal.open.items()):
                 batch = self._http.look(batch_id or "")
-                if _is_one_too_many(batch) and len(self._open) > 1:
-                    most = len(self._open) - 1
-                    waiting.append(list(self._kept(name)))
-                    self._drop(name)
+                if _is_one_too_many(batch) and len(self._journal.open) > 1:
+                    most = len(self._journal.open) - 1
+                    waiting.append(list(self._journal.requests(name)))
+                    self._journal.drop(name)
                 elif batch.get("status") in _OVER:
                     over = True
                     yield from self._collect(name, batch)
-            if self._open and not over:
+            if self._journal.open and not over:
                 time.sleep(self._poll)
 
     def close(self) -> None:
         """Close the journal; batches that were handed in go on."""
         self._http.close()
         self._journal.close()
-
-    def _requests(self, name: str) -> Path:
-        return self._folder / f"{name}.requests.jsonl"
 
     def _chunks(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[list[Request]]:
         """Requests that fit into one batch each."""
@@ -155,23 +143,14 @@ class BatchModel:
         }
         return json.dumps(line).encode() + b"\n"
 
-    def _keep(self, chunk: list[Request]) -> str:
-        """Write down what is about to be handed in, and under which name."""
-        name = content_key([request.key for request in chunk], time.time_ns())[:16]
-        write_lines(self._requests(name), (vars(request) for request in chunk))
-        self._note(name, "written")
-        self._open[name] = None
-        return name
-
     def _hand_in(self, name: str, sampling: Sampling) -> None:
         """Make the batch."""
-        upload = self._folder / f"{name}.upload.jsonl"
+        upload = self._journal.folder / f"{name}.upload.jsonl"
         with upload.open("wb") as file:
-            file.writelines(self._line(request, sampling) for request in self._kept(name))
+            file.writelines(self._line(request, sampling) for request in self._journal.requests(name))
         batch_id = self._http.create(self._http.upload(upload), name)
         upload.unlink()
-        self._note(name, "handed in", batch_id)
-        self._open[name] = batch_id
+        self._journal.handed_in(name, batch_id)
 
     def _find_again(self, name: str) -> None:
         """A batch of which a killed process did not note that it had made it: found, or forgotten if it was not made.
@@ -180,31 +159,16 @@ class BatchModel:
         """
         batch_id = self._http.find(name)
         if batch_id is None:
-            self._drop(name)
+            self._journal.drop(name)
         else:
-            self._note(name, "handed in", batch_id)
-            self._open[name] = batch_id
-
-    def _drop(self, name: str) -> None:
-        """Forget a batch in which nothing was answered."""
-        self._note(name, "dropped")
-        del self._open[name]
-        self._requests(name).unlink(missing_ok=True)
-
-    def _note(self, name: str, state: str, batch_id: str | None = None) -> None:
-        line = {"name": name, "state": state, "url": self._http.endpoint.url}
-        self._journal.append([line | ({"id": batch_id} if batch_id else {})])
-
-    def _kept(self, name: str) -> Iterator[Request]:
-        for line in read_lines(self._requests(name)):
-            yield ChatRequest(**line) if "parameters" in line else Request(**line)
+            self._journal.handed_in(name, batch_id)
 
     def _collect(self, name: str, batch: dict[str, Any]) -> Iterator[list[Pair]]:
         """The answers of a batch that is over; noted as collected once the last were taken over."""
-        waiting = {request.key: request for request in self._kept(name)}
+        waiting = {request.key: request for request in self._journal.requests(name)}
         asked = list(waiting)
         group: list[Pair] = []
-        output = self._folder / f"{name}.output.jsonl"
+        output = self._journal.folder / f"{name}.output.jsonl"
         for file_id in filter(None, (batch.get("output_file_id"), batch.get("error_file_id"))):
             self._http.download(file_id, output)
             for line in read_lines(output):
@@ -220,11 +184,9 @@ class BatchModel:
         group += [(request, ChatReply("", "failed", error=told)) for request in waiting.values()]
         if group:
             yield group
-        self._note(name, "collected")
-        del self._open[name]
+        self._journal.collected(name)
         self._under_way.difference_update(asked)
         output.unlink(missing_ok=True)
-        self._requests(name).unlink()
 
     def _reply(self, line: dict[str, Any]) -> Reply:
         """One line of a batch's output or error file."""

@@ -20,28 +20,13 @@ from stillroom.models.chat_completions import (
     read_reply,
 )
 from stillroom.models.endpoint import Endpoint
-from stillroom.models.throttle import Throttle, Ticket, retry_after
+from stillroom.models.retrying import Passing, may_pass, retry_after
+from stillroom.models.throttle import Throttle, Ticket
 
-_RETRIED = {408, 409, 425, 429}
 _LARGEST = 64 << 20
 """Bytes of an answer after which it is none."""
 _PAGES = 3
 """Web pages in place of answers, before the first answer, after which the address is taken to be wrong."""
-
-
-class Passing(Exception):
-    """A fault that may be gone at the next attempt.
-
-    Args:
-        text: what it was.
-        wait: seconds that the server wants to pass first.
-        paid: the server answered, though not usably; the answer was probably charged.
-    """
-
-    def __init__(self, text: str, wait: float | None = None, *, paid: bool = False) -> None:
-        super().__init__(text)
-        self.wait = wait
-        self.paid = paid
 
 
 class ChatClient:
@@ -162,7 +147,7 @@ class ChatClient:
                 text,
                 f"check teacher.model and teacher.api; {endpoint.url}/models lists what is there",
             )
-        if status in _RETRIED or status >= 500:
+        if may_pass(status):
             raise Passing(text, wait)
         if "max_completion_tokens" in text and "max_tokens" in body:
             # Newer hosted models insist on the newer name, many servers know only the older.

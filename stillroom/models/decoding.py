@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from stillroom.contracts.records import Sampling
+from stillroom.models.hardware import input_device
 from stillroom.models.rows import Row
 from stillroom.models.sampling import draw
 
@@ -58,6 +59,7 @@ class _Batch:
 
     def __init__(self, model: Any, sampling: Sampling, vocab: int) -> None:
         self.model, self.sampling, self.vocab = model, sampling, vocab
+        self.device = input_device(model)
         self.rows: list[Row] = []
         self.mask: Tensor
         self.logits: Tensor
@@ -76,11 +78,11 @@ class _Batch:
         length = max(len(row.prompt) for row in rows)
         ids = torch.tensor([[0] * (length - len(row.prompt)) + row.prompt for row in rows])
         mask = torch.tensor([[0] * (length - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        ids, mask = ids.to(self.device), mask.to(self.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
         logits = self._forward(ids, mask, positions, cache)
-        seeds = torch.tensor([row.seed for row in rows], device=self.model.device)
+        seeds = torch.tensor([row.seed for row in rows], device=self.device)
         if self.rows:
             cache = _merged(self.cache, cache)
             width = max(self.mask.shape[1], mask.shape[1])
@@ -91,7 +93,7 @@ class _Batch:
 
     def draw(self) -> None:
         """Add a token to each row."""
-        steps = torch.tensor([len(row.ids) for row in self.rows], device=self.model.device)
+        steps = torch.tensor([len(row.ids) for row in self.rows], device=self.device)
         self.tokens, logprobs = draw(self.logits, self.seeds, steps, self.sampling)
         for row, token, logprob in zip(self.rows, self.tokens.tolist(), logprobs.tolist(), strict=True):
             row.add(token, logprob)
@@ -108,7 +110,7 @@ class _Batch:
         self.rows = [self.rows[index] for index in left]
         if not left:
             return
-        keep = torch.tensor(left, device=self.model.device)
+        keep = torch.tensor(left, device=self.device)
         self.tokens, self.seeds, self.mask = self.tokens[keep], self.seeds[keep], self.mask[keep]
         self.cache.reorder_cache(keep)
         padding = int(self.mask.argmax(-1).min())
@@ -126,7 +128,7 @@ class _Batch:
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        return logits[:, -1, : self.vocab].float().to(self.model.device)
+        return logits[:, -1, : self.vocab].float().to(self.device)
 
 
 def _merged(first: DynamicCache, second: DynamicCache) -> DynamicCache:

@@ -7,11 +7,8 @@ with LlamaCpp("student-Q4_K_M.gguf") as model:
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,9 +18,10 @@ import numpy.typing as npt
 
 from stillroom.contracts.errors import DataError, ModelError
 from stillroom.contracts.records import Sampling
-from stillroom.models.llama_cpp_binding import VOCAB_SENTENCEPIECE, llama
+from stillroom.models.llama_cpp_binding import llama
 from stillroom.models.llama_cpp_context import Context
 from stillroom.models.llama_cpp_generation import decode
+from stillroom.models.llama_cpp_words import Metadata, Words
 from stillroom.models.rows import Row
 
 _LOGITS_BYTES = 256 << 20
@@ -31,23 +29,6 @@ _LOGITS_BYTES = 256 << 20
 _PACK_TOKENS = 512
 """Tokens in a batch: more than a CPU needs to be busy, few enough for the attention scores to stay in cache."""
 _PACK_SEQUENCES = 64
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What the file says about itself. Ids are None where the file names no such token."""
-
-    description: str
-    architecture: str
-    file_type: int
-    """`general.file_type`: 0 is all float32, 1 mostly float16, the others are quantised."""
-    vocab_size: int
-    context_length: int
-    bos_id: int | None
-    eos_id: int | None
-    pad_id: int | None
-    add_bos: bool
-    chat_template: str | None
 
 
 class LlamaCpp:
@@ -88,7 +69,8 @@ class LlamaCpp:
                 expected="a whole GGUF file of an architecture that it knows, and enough memory for it",
                 do="export the model again, or check the free memory",
             )
-        self._vocab = self._library.llama_model_get_vocab(self._model)
+        self._words = Words(self._model)
+        self.metadata: Metadata = self._words.metadata
         self.n_ctx = n_ctx or min(4096, self.metadata.context_length)
         self.threads = threads or len(
             os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(4)
@@ -113,27 +95,6 @@ class LlamaCpp:
             self._library.llama_model_free(self._model)
             self._model = None
 
-    @cached_property
-    def metadata(self) -> Metadata:
-        library, model, vocab = self._library, self._model, self._vocab
-        description = ctypes.create_string_buffer(256)
-        library.llama_model_desc(model, description, len(description))
-        template = library.llama_model_chat_template(model, None)
-        # Asked of the file: where it names no such token, llama.cpp makes one up (id 11).
-        bos, eos, pad = (self._value(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding"))
-        return Metadata(
-            description=description.value.decode(),
-            architecture=self._value("general.architecture") or "",
-            file_type=int(self._value("general.file_type") or -1),
-            vocab_size=library.llama_vocab_n_tokens(vocab),
-            context_length=library.llama_model_n_ctx_train(model),
-            bos_id=None if bos is None else int(bos),
-            eos_id=None if eos is None else int(eos),
-            pad_id=None if pad is None else int(pad),
-            add_bos=library.llama_vocab_get_add_bos(vocab),
-            chat_template=None if template is None else template.decode(),
-        )
-
     def tokenize(self, text: str, special: bool = True, *, add_bos: bool = False) -> list[int]:
         """Token ids of a text.
 
@@ -142,24 +103,11 @@ class LlamaCpp:
                 chat template, or stays plain characters, as in what a user typed.
             add_bos: whether to put the model's first token in front, if its file says so.
         """
-        data = text.encode()
-        room = len(data) + 8
-        while True:
-            buffer = (ctypes.c_int32 * room)()
-            count = self._library.llama_tokenize(self._vocab, data, len(data), buffer, room, add_bos, special)
-            if count >= 0:
-                return buffer[:count]
-            room = -count
+        return self._words.tokenize(text, special, add_bos=add_bos)
 
     def detokenize(self, token_ids: Sequence[int], special: bool = False) -> str:
-        """Text of token ids; bytes that are not UTF-8 become U+FFFD. Special tokens are left out unless asked for.
-
-        Pieces are joined here, since llama.cpp's own function removes spaces before punctuation for some tokenizers.
-        """
-        text = b"".join(self._piece(token, special) for token in token_ids).decode(errors="replace")
-        if self._drops_first_space and text.startswith(" "):
-            return text[1:]
-        return text
+        """Text of token ids; bytes that are not UTF-8 become U+FFFD. Special tokens are left out unless asked for."""
+        return self._words.detokenize(token_ids, special)
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits after every token: [tokens, vocab] float32, row t predicting token t + 1."""
@@ -277,25 +225,6 @@ class LlamaCpp:
                 expected=f"1 to {self.n_ctx}",
                 do="shorten the text, or raise n_ctx if the model was trained for more",
             )
-
-    def _piece(self, token: int, special: bool) -> bytes:
-        room = 64
-        while True:
-            buffer = ctypes.create_string_buffer(room)
-            count = self._library.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            room = -count
-
-    @cached_property
-    def _drops_first_space(self) -> bool:
-        sentencepiece = self._library.llama_vocab_type(self._vocab) == VOCAB_SENTENCEPIECE
-        return sentencepiece and self._value("tokenizer.ggml.add_space_prefix") != "false"
-
-    def _value(self, key: str) -> str | None:
-        buffer = ctypes.create_string_buffer(256)
-        count = self._library.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
-        return None if count < 0 else buffer.value.decode()
 
 
 def _packs(lengths: Sequence[int], most: int) -> Iterator[list[int]]:

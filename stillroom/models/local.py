@@ -19,12 +19,11 @@ from transformers.utils import logging
 from stillroom.contracts.errors import MissingExtra, ModelError
 from stillroom.contracts.records import Reply, Request, Sampling
 from stillroom.models.decoding import decode
-from stillroom.models.hardware import bfloat16_is_quick
+from stillroom.models.hardware import bfloat16_is_quick, input_device
 from stillroom.models.rendering import Rendered, Renderer
 from stillroom.models.rows import Row, answer_rows
+from stillroom.models.windows import WINDOW, by_length
 
-_WINDOW = 8
-"""Batches that are sorted by length together: long enough to waste little padding, short enough to stay in memory."""
 _LOGITS = 1 << 28
 """Most logits (float32) held at once while texts are scored: 1 GiB."""
 
@@ -62,9 +61,7 @@ class LocalModel:
         spill = mkdtemp(prefix="stillroom-offload-")
         self._clean = weakref.finalize(self, shutil.rmtree, spill, ignore_errors=True)
         self.model = _load(self.name, dtype, device or "auto", trust_remote_code, spill)
-        hook = getattr(self.model, "_hf_hook", None)
-        # An offloaded model's weights lie nowhere (meta) until a layer's turn comes.
-        self.device = torch.device(getattr(hook, "execution_device", None) or self.model.device)
+        self.device = input_device(self.model)
         """Where inputs go."""
         self.renderer = renderer or Renderer.load(reference, trust_remote_code=trust_remote_code)
         self.vocab_size: int = self.model.get_output_embeddings().weight.shape[0]
@@ -105,7 +102,7 @@ class LocalModel:
             sampling,
             renderer=self.renderer,
             context=self.context,
-            window=_WINDOW * self.batch_size,
+            window=WINDOW * self.batch_size,
             generate=generate,
         )
 
@@ -121,15 +118,9 @@ class LocalModel:
             For each row, in order, float32 [selected, vocab_size] on the model's device: the logits that predict its
             masked tokens.
         """
-        for window in self._windows(rows):
-            done: dict[int, Tensor] = {}
-            order = sorted(range(len(window)), key=lambda index: -len(window[index].ids))
-            for start in range(0, len(order), self.batch_size):
-                chosen = order[start : start + self.batch_size]
-                scored = self._score([window[index] for index in chosen])
-                done.update(zip(chosen, scored, strict=True))
-            for index in range(len(window)):
-                yield done.pop(index)
+        yield from by_length(
+            rows, self._score, batch_size=self.batch_size, width=self.vocab_size, numbers=_LOGITS
+        )
 
     def close(self) -> None:
         """Free the weights; calling twice is harmless."""
@@ -137,20 +128,6 @@ class LocalModel:
         self._clean()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _windows(self, rows: Iterable[Rendered]) -> Iterator[list[Rendered]]:
-        """Consecutive rows whose logits fit in memory together."""
-        window: list[Rendered] = []
-        size = 0
-        for row in rows:
-            more = row.selected * self.vocab_size
-            if window and (size + more > _LOGITS or len(window) >= _WINDOW * self.batch_size):
-                yield window
-                window, size = [], 0
-            window.append(row)
-            size += more
-        if window:
-            yield window
 
     def _score(self, rows: list[Rendered]) -> list[Tensor]:
         length = max(len(row.ids) for row in rows)

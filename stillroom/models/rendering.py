@@ -12,19 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, GenerationConfig
 
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.records import Message
+from stillroom.models.templates import ChatTemplate, Tools
 
-Tools: TypeAlias = Sequence[dict[str, Any]]
-"""Declarations of tools, in OpenAI's form."""
-
-THINK = "<think>"
-_CLOSE_THINK = "</think>"
 SOURCE = "source"
 """The role of a turn that says where a text stands. It is shown to no model: what follows it is read as plain text."""
 _PROBE = "stillroom"
@@ -69,7 +64,8 @@ class Renderer:
                 do="save the model with AutoTokenizer.from_pretrained(..., use_fast=True)",
             )
         self.tokenizer = tokenizer
-        self.plain = tokenizer.chat_template is None
+        self._template = ChatTemplate(tokenizer)
+        self.plain = self._template.plain
         self.end_of_turn = tokenizer.eos_token_id if self.plain else self._end_of_turn()
         own = {tokenizer.eos_token_id, self.end_of_turn, *more_eos_ids}
         self.eos_ids = frozenset(token for token in own if token is not None)
@@ -132,7 +128,7 @@ class Renderer:
         Raises:
             ModelError: the chat template refuses the conversation or the tools.
         """
-        return self._opening + self._encode(self._text(messages, tools, prompt=True))["input_ids"]
+        return self._opening + self._encode(self._template.text(messages, tools, prompt=True))["input_ids"]
 
     def lesson(
         self, messages: Sequence[Message], complete: bool = True, tools: Tools | None = None
@@ -153,7 +149,7 @@ class Renderer:
         """
         if any(message["role"] == SOURCE for message in messages):
             return self.text(messages[-1]["content"])
-        prompt, full = self._prompt_and_full(messages, tools)
+        prompt, full = self._template.prompt_and_full(messages, tools)
         encoded = self._encode(full, return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]
         start = next(
@@ -192,52 +188,6 @@ class Renderer:
         context = self.decode(prompt[-8:])
         return self.decode([*prompt[-8:], *answer])[len(context) :]
 
-    def _prompt_and_full(self, messages: Sequence[Message], tools: Tools | None) -> tuple[str, str]:
-        *before, last = messages
-        content: str = last.get("content") or ""
-        prompt = self._text(before, tools, prompt=True)
-        if self.plain:
-            return prompt, prompt + content
-        full = self._text(messages, tools, prompt=False)
-        if full.startswith(prompt) and content.strip() in full[len(prompt) :]:
-            return prompt, full
-        # Templates that open <think> in the prompt, or that drop or rewrite reasoning: the answer stays as it was.
-        calls = ""
-        if last.get("tool_calls"):
-            content, calls = self._calling(messages, tools, prompt)
-        if prompt.rstrip().endswith(THINK):
-            content = content.removeprefix(THINK).lstrip("\n")
-        return prompt, prompt + content + calls
-
-    def _calling(self, messages: Sequence[Message], tools: Tools | None, prompt: str) -> tuple[str, str]:
-        """The last turn's reasoning as it stands, and what the template makes of the rest of it, its calls included."""
-        content: str = messages[-1].get("content") or ""
-        said = content.rpartition(_CLOSE_THINK)[2].lstrip("\n")
-        thought = content[: len(content) - len(said)]
-        full = self._text([*messages[:-1], {**messages[-1], "content": said}], tools, prompt=False)
-        begun = prompt.rstrip()
-        begun = begun.removesuffix(THINK) if begun.endswith(THINK) else prompt
-        return (thought, full[len(begun) :]) if full.startswith(begun) else (content, "")
-
-    def _text(self, messages: Sequence[Message], tools: Tools | None = None, *, prompt: bool) -> str:
-        if self.plain:
-            return "".join(message.get("content") or "" for message in messages)
-        try:
-            return self.tokenizer.apply_chat_template(
-                [_as_templates_expect(message) for message in messages],
-                tools=list(tools) if tools else None,
-                tokenize=False,
-                add_generation_prompt=prompt,
-            )
-        # Besides their own refusals, templates add and count what they take for text.
-        except (TemplateError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"the chat template of {self.tokenizer.name_or_path} refuses a conversation",
-                got=f"{error}; roles {', '.join(message['role'] for message in messages)}",
-                expected="roles that the template knows, in its order; tools in OpenAI's form",
-                do="leave out the system prompt, or use a model whose template has one",
-            ) from error
-
     def _encode(self, text: str, **options: Any) -> Any:
         return self.tokenizer(text, add_special_tokens=False, **options)
 
@@ -245,36 +195,13 @@ class Renderer:
         """The special token that the template writes right after an assistant's content."""
         try:
             turns = [{"role": "user", "content": "-"}, {"role": "assistant", "content": _PROBE}]
-            after = self._text(turns, prompt=False).rpartition(_PROBE)[2]
+            after = self._template.text(turns, prompt=False).rpartition(_PROBE)[2]
         except ModelError:
             return self.tokenizer.eos_token_id
         ids = self._encode(after)["input_ids"]
         special = self.tokenizer.all_special_ids
         added = self.tokenizer.added_tokens_decoder
         return ids[0] if ids and (ids[0] in special or ids[0] in added) else self.tokenizer.eos_token_id
-
-
-def _as_templates_expect(message: Message) -> Message:
-    """A turn without empty fields, its content text, and the arguments of its calls objects.
-
-    OpenAI's form has null for the content of a pure call, and the arguments as JSON text, which templates that write them
-    as JSON would quote a second time.
-    """
-    turn = {"content": "", **{key: value for key, value in message.items() if value is not None}}
-    if calls := turn.get("tool_calls"):
-        turn["tool_calls"] = [_with_read_arguments(call) for call in calls]
-    return turn
-
-
-def _with_read_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except (ValueError, RecursionError):
-        return call
-    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _generation_eos(reference: Path | str) -> list[int]:

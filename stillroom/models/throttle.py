@@ -1,18 +1,15 @@
-"""How many requests an API is asked at once, and how long to wait before asking again."""
+"""How many requests an API is asked at once."""
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
-from stillroom.models.budget import LONGEST, Clock, Minute, Told, rate_limits
+from stillroom.models.budget import Clock, Minute, Told, rate_limits
 
 _DECREASE = 0.75
 _SUCCESSES = 25
-_LONGEST_WAIT = 60.0
 
 
 @dataclass(frozen=True)
@@ -108,21 +105,3 @@ class Throttle:
         under_way = {"requests": self.active - 1, "tokens": self._tokens_active - ticket.tokens}
         for kind, (left, seconds) in rate_limits(headers).items():
             self._told[kind].heard(left, seconds, under_way[kind])
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait that a response names (RFC 9110, 10.2.3: seconds or a date), at most ten minutes."""
-    text = headers.get("Retry-After", "").strip()
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - time.time()
-        except ValueError:
-            return None
-    return min(max(0.0, seconds), LONGEST)  # in this order "nan" is 0
-
-
-def backoff(attempt: int, first: float) -> float:
-    """Seconds before the next attempt: doubled each time, half of it left to chance."""
-    return min(first * 2**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1.0)

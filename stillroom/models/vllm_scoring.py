@@ -8,25 +8,22 @@ probable tokens and the prompt's own, under their ids, with natural logarithms o
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 import torch
 from torch import Tensor
 
 from stillroom.contracts.errors import ModelError, ServiceFault
-from stillroom.models.chat_completions import error_text
 from stillroom.models.endpoint import Endpoint
 from stillroom.models.rendering import Rendered, Renderer
-from stillroom.models.throttle import backoff, retry_after
+from stillroom.models.retrying import ATTEMPTS, Passing, fault_of, until_it_works
 
 MOST = 20
 """Tokens a place that vLLM lists unless it was started with a larger --max-logprobs."""
-_ATTEMPTS = 8
 _AHEAD = 4
 """Requests prepared for each one in flight."""
 _COMPARED = 256
@@ -125,46 +122,36 @@ class VllmScorer:
             "temperature": 0,
             "prompt_logprobs": self.top,
         }
-        told = ""
-        for attempt in range(_ATTEMPTS):
-            wait = None
-            try:
-                async with session.post(self._url, json=body) as response:
-                    if response.status == 200:
-                        return await response.json(content_type=None)
-                    wait = retry_after(response.headers)
-                    told = await self._fault(response, len(row.ids))
-            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                told = self.endpoint.clean(error)
-            if attempt + 1 < _ATTEMPTS:
-                await asyncio.sleep(wait or backoff(attempt, self._first_wait))
-        raise ServiceFault(
-            f"the teacher at {self.endpoint.url} keeps failing to read a text",
-            got=f"{_ATTEMPTS} times, at last: {told}",
-            do="look at the server, then run the same command again: what was captured is kept",
-        )
+        once = partial(self._once, session, body)
+        try:
+            return await until_it_works(once, self.endpoint, first_wait=self._first_wait)
+        except Passing as fault:
+            raise ServiceFault(
+                f"the teacher at {self.endpoint.url} keeps failing to read a text",
+                got=f"{ATTEMPTS} times, at last: {fault}",
+                do="look at the server, then run the same command again: what was captured is kept",
+            ) from None
 
-    async def _fault(self, response: aiohttp.ClientResponse, tokens: int) -> str:
-        """What an error status says; TeacherError where no retry mends it."""
-        text = (await response.read())[:20_000].decode(errors="replace")
-        with suppress(ValueError):
-            text = error_text(json.loads(text))
-        said = f"HTTP {response.status}: {self.endpoint.clean(text)}"
-        if response.status in (401, 403):
-            self.endpoint.refuse("refuses the API key", said, f"check the key in ${self.endpoint.key_env}")
-        if response.status in (404, 405):
+    async def _once(self, session: aiohttp.ClientSession, body: dict[str, Any]) -> Any:
+        async with session.post(self._url, json=body) as response:
+            if response.status == 200:
+                return await response.json(content_type=None)
+            refuse = partial(self._refuse, len(body["prompt"]))
+            raise await fault_of(response, self.endpoint, refuse)
+
+    def _refuse(self, tokens: int, status: int, said: str) -> NoReturn:
+        """Raise TeacherError: no retry mends this."""
+        if status in (404, 405):
             self.endpoint.refuse(
                 f"does not know the model {self.model}, or has no /completions",
                 said,
                 f"check teacher.model and teacher.api; {self.endpoint.url}/models lists what is there",
             )
-        if response.status < 500 and response.status not in (408, 409, 425, 429):
-            self.endpoint.refuse(
-                f"does not read a text of {tokens:,} tokens for {self.top} log-probabilities a place",
-                said,
-                f"start vLLM with --max-logprobs {self.top}, or set distil.max_length to less than its context",
-            )
-        return said
+        self.endpoint.refuse(
+            f"does not read a text of {tokens:,} tokens for {self.top} log-probabilities a place",
+            said,
+            f"start vLLM with --max-logprobs {self.top}, or set distil.max_length to less than its context",
+        )
 
     def _compare(self, own: Sequence[int], entries: Sequence[Entries]) -> None:
         """Refuse a server whose ids mean other texts: its signals would be another language's."""

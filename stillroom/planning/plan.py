@@ -13,7 +13,7 @@ from pathlib import Path
 from stillroom.contracts.runfolder import Run
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
-from stillroom.planning.capturing import capture_sums
+from stillroom.planning.capturing import capture_sums, hidden_bytes
 from stillroom.planning.machine import cores, memory_bytes, size
 from stillroom.planning.sums import Shape
 
@@ -75,21 +75,28 @@ def _capture_lines(run: Run, asked: Asked, teacher: Shape | None, student: Shape
     """What the lesson book takes: bytes, and the teacher's time over it."""
     recipe = run.recipe
     length = asked.mean_tokens or _ANSWER_TOKENS
+    vocab = student.vocab if student else _VOCABULARY
+    each, head = _API_BYTES if recipe.teacher.api else recipe.teach.signal.bytes_per_token, 0
+    if recipe.teach.signal.kind == "hidden" and teacher:
+        each, head = hidden_bytes(teacher.hidden, vocab, recipe.teacher.dtype)
     sums = capture_sums(
         asked.answers,
         question_tokens=_QUESTION_TOKENS,
         answer_tokens=length,
-        vocab=student.vocab if student else _VOCABULARY,
-        bytes_per_token=_API_BYTES if recipe.teacher.api else recipe.teach.signal.bytes_per_token,
+        vocab=vocab,
+        bytes_per_token=each,
+        head=head,
         parameters=teacher.parameters if teacher else None,
         flops=1e12,
     )
     why = "as those so far have" if asked.mean_tokens else "a guess"
     yield f"lesson book    at most {size(sums.bytes)} if answers have {length:,.0f} tokens ({why})"
+    if head:
+        yield f"               {size(head)} of it are the teacher's head, each token's hidden state {each:,} bytes"
     if sums.seconds is not None:
-        each = "second" if sums.seconds < 90 else "minute"
-        passed = sums.seconds if each == "second" else sums.seconds / 60
-        yield f"capture        {passed:,.0f} {each}s of the teacher for each TFLOP/s that the machine really does"
+        unit = "second" if sums.seconds < 90 else "minute"
+        passed = sums.seconds if unit == "second" else sums.seconds / 60
+        yield f"capture        {passed:,.0f} {unit}s of the teacher for each TFLOP/s that the machine really does"
 
 
 def _shapes(run: Run) -> tuple[Shape | None, Shape | None]:

@@ -10,10 +10,11 @@ from stillroom.contracts.files import write_atomically
 from stillroom.contracts.records import ResultRow
 from stillroom.contracts.runfolder import Manifest, Run
 from stillroom.report import sections
+from stillroom.report.drawing import ticks
 from stillroom.report.gallery import gallery
 from stillroom.report.glossary import explained
 from stillroom.report.headline import headline
-from stillroom.report.plots import reliability_plots, ticks, training_plots
+from stillroom.report.plots import reliability_plots, training_plots
 from stillroom.report.rendering import render
 from stillroom.report.rows import Results, data_size, people_count, read_results, speed
 from stillroom.report.verdict import losses, title, verdict

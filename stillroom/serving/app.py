@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -29,8 +28,7 @@ from stillroom.serving.answers import (
     on_disconnect,
     on_unknown_route,
 )
-
-Result = TypeVar("Result")
+from stillroom.serving.relay import Relay, ask, backend_of, unless_gone, unreachable
 
 _IDLE_SECONDS = 2.0
 """llama.cpp's server closes idle connections after five seconds; one that it is closing must not be used again."""
@@ -129,11 +127,11 @@ async def _model(request: Request) -> Response:
 async def _health(request: Request) -> Response:
     try:
         async with request.app.state.session.get(
-            f"{_backend(request)}/health", timeout=aiohttp.ClientTimeout(total=5)
+            f"{backend_of(request)}/health", timeout=aiohttp.ClientTimeout(total=5)
         ) as answer:
             body = await answer.read()
     except (aiohttp.ClientError, OSError) as error:
-        raise _unreachable(error) from error
+        raise unreachable(error) from error
     if answer.status != HTTPStatus.OK:
         raise from_backend(HTTPStatus.SERVICE_UNAVAILABLE, body)
     return JSONResponse({"status": "ok"})
@@ -142,13 +140,13 @@ async def _health(request: Request) -> Response:
 async def _complete(request: Request) -> Response:
     body = await _body(request)
     _check(request, body)
-    upstream = await _unless_gone(request, _ask(request, body))
+    upstream = await unless_gone(request, ask(request, body))
     if upstream.status == HTTPStatus.OK and upstream.content_type == "text/event-stream":
-        return _Relay(upstream)
+        return Relay(upstream)
     try:
-        answer = await _unless_gone(request, upstream.read())
+        answer = await unless_gone(request, upstream.read())
     except (aiohttp.ClientError, OSError) as error:
-        raise _unreachable(error) from error
+        raise unreachable(error) from error
     finally:
         upstream.close()
     if upstream.status >= HTTPStatus.BAD_REQUEST:
@@ -200,81 +198,3 @@ def _known(request: Request, name: str) -> dict[str, Any]:
             code="model_not_found",
         )
     return models[name]
-
-
-def _backend(request: Request) -> str:
-    url: str | None = request.app.state.backend_url
-    if url is None:
-        raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded; try again in a moment")
-    return url.rstrip("/")
-
-
-async def _ask(request: Request, body: bytes) -> aiohttp.ClientResponse:
-    """The backend's answer, its body not yet read."""
-    session: aiohttp.ClientSession = request.app.state.session
-    headers = {"content-type": "application/json", "accept-encoding": "identity"}
-    try:
-        return await session.post(_backend(request) + request.url.path, data=body, headers=headers)
-    except (aiohttp.ClientError, OSError) as error:
-        raise _unreachable(error) from error
-
-
-def _unreachable(error: Exception) -> ApiError:
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "the model is not running; try again in a moment")
-    return ApiError(HTTPStatus.BAD_GATEWAY, "the model stopped while answering; try again")
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The work's result; where the client hangs up first, the work is cancelled.
-
-    Raises:
-        ClientDisconnect: the client hung up.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-class _Relay(StreamingResponse):
-    """A stream of events passed on as they come; ended in every case, also where the client left before it began."""
-
-    def __init__(self, upstream: aiohttp.ClientResponse) -> None:
-        self._upstream = upstream
-        super().__init__(
-            self._lines(),
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-            media_type="text/event-stream",
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._upstream.close()
-
-    async def _lines(self) -> AsyncIterator[bytes]:
-        """Whole lines only, so that a backend that dies in mid-line leaves nothing that a client cannot parse."""
-        half = b""
-        try:
-            async for chunk in self._upstream.content.iter_any():
-                lines, newline, half = (half + chunk).rpartition(b"\n")
-                if newline:
-                    yield lines + newline
-        except (aiohttp.ClientError, OSError) as error:
-            yield b"\ndata: " + json.dumps(_unreachable(error).body).encode() + b"\n\n"
-        else:
-            yield half

@@ -3,6 +3,7 @@
     header.json                what all rows share; nothing is read at another temperature or tokenizer
     index.jsonl                a line a shard: name, rows, signals, bytes, blake2b
     lookup.safetensors         where each key's row lies, sorted; follows from the shards
+    head.safetensors           the teacher's head, in a book of hidden states alone (see `stillroom.signals.head`)
     shard-00000.safetensors    keys, offsets, checksums and packed rows (see `stillroom.signals.codec`)
     .lock                      empty; locked by the one process that writes
 
@@ -29,10 +30,11 @@ from torch import Tensor
 from stillroom.contracts.errors import BookError
 from stillroom.contracts.files import remove_partial, write_atomically
 from stillroom.signals.codec import Row, encode, signals_in
-from stillroom.signals.codes import Signals
 from stillroom.signals.counter import uniform
+from stillroom.signals.head import BookHead, put_head
 from stillroom.signals.header import SHARED, BookHeader
 from stillroom.signals.index import shards_in
+from stillroom.signals.kinds import AnySignals
 from stillroom.signals.lock import WriterLock
 from stillroom.signals.reading import BookReader
 from stillroom.signals.shards import RECAPTURE, Shard, shard_bytes
@@ -57,11 +59,17 @@ class Book(BookReader):
         self._find_shards()
 
     @classmethod
-    def create(cls, folder: str | Path, header: BookHeader) -> Self:
+    def create(cls, folder: str | Path, header: BookHeader, head: BookHead | None = None) -> Self:
         """Begin a book, or go on with one of the same header; half-written files of a killed writer go.
 
+        Args:
+            folder: the book's.
+            header: what its rows share.
+            head: the head of a book of hidden states, written where it is missing or damaged.
+
         Raises:
-            BookError: the folder holds a book of another header, or a damaged one.
+            BookError: the folder holds a book of another header, or a damaged one; or its head must be written and
+                is not given.
             RunError: another program is writing it.
             StorageFault: the disk does not take it.
         """
@@ -70,7 +78,9 @@ class Book(BookReader):
         try:
             if (folder / "header.json").exists():
                 BookHeader.read(folder).require(**vars(header))
-            else:
+            if header.head is not None:
+                put_head(folder, header.head, head)
+            if not (folder / "header.json").exists():
                 header.write(folder)
             return cls(folder, header, lock)
         except BaseException:
@@ -91,7 +101,7 @@ class Book(BookReader):
         """
         books = [cls.open(source) for source in sources]
         header = functools.reduce(BookHeader.joined, (book.header for book in books))
-        with cls.create(out, header) as merged:
+        with cls.create(out, header, books[0].head) as merged:
             for book in books:
                 for key in book:
                     merged.copy(book, key)
@@ -143,7 +153,7 @@ class Book(BookReader):
         return type(self).open(train), type(self).open(validation)
 
     def _write_part(self, folder: str | Path, wanted: NDArray[np.bool_]) -> None:
-        with type(self).create(folder, self.header) as part:
+        with type(self).create(folder, self.header, self.head) as part:
             ours, theirs = (keys.view("S16")[:, 0] for keys in (self._key_bytes()[wanted], part._key_bytes()))
             if strangers := int((~np.isin(theirs, ours)).sum()):
                 raise BookError(
@@ -168,7 +178,7 @@ class Book(BookReader):
         return {**super().__getstate__(), "_lock": None}  # a copy of a writer only reads
 
     def append(
-        self, token_ids: Sequence[int] | Tensor, loss_mask: Sequence[bool] | Tensor, targets: Signals
+        self, token_ids: Sequence[int] | Tensor, loss_mask: Sequence[bool] | Tensor, targets: AnySignals
     ) -> str:
         """Add a row (see `Row`) and return its key; a row that the book has is left as it is.
 
@@ -219,16 +229,14 @@ class Book(BookReader):
             self._release()
 
     def _check(self, row: Row) -> None:
-        header, targets = self.header, row.targets
-        ids, mask = row.token_ids, row.loss_mask
-        kind = "top-k" if targets.bucket else "head+draws"
-        selected, largest = int(mask.sum()), max([-1, *(int(t.max()) for t in (ids, targets.ids) if len(t))])
-        header.require(temperature=targets.temperature, kind=kind)
+        self._kind.check(row.targets)
+        ids, mask, signals, vocab = row.token_ids, row.loss_mask, row.targets.tokens, self.header.vocab
+        selected, largest = int(mask.sum()), int(ids.max()) if len(ids) else -1
         for fits, got, expected in (
             (ids.shape == mask.shape == (len(ids),), f"mask {tuple(mask.shape)}", f"shape ({len(ids)},)"),
             (not bool(mask[:1].any()), "a signal for the first token", "none: nothing comes before it"),
-            (selected == targets.tokens, f"{targets.tokens} signals", f"{selected}, one a selected token"),
-            (largest < header.vocab, f"token id {largest}", f"ids below {header.vocab}"),
+            (selected == signals, f"{signals} signals", f"{selected}, one a selected token"),
+            (largest < vocab, f"token id {largest}", f"ids below {vocab}"),
             (not len(ids) or int(ids.min()) >= 0, "a negative token id", "ids from 0"),
         ):
             if not fits:

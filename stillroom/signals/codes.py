@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillroom.losses import SparseTargets
+from stillroom.signals.bits import pack
 
 SMALLEST = 1e-5  # the last level but one; what is below becomes it, or zero
 TAIL_LEVELS = 65535
@@ -73,6 +74,25 @@ class Signals(SparseTargets):
         bits = id_bits(vocab) * self.kept + 8 * int(self.coded.sum()) + 16 * int(self.tailed.sum())
         return (bits / 8 + self.tokens * fixed_bytes(self.bucket)) / max(self.tokens, 1)
 
+    def chances(self, token_ids: Tensor) -> Tensor:
+        """The estimate of one token's probability at each position: int64 `[tokens]` to float32 `[tokens]`."""
+        hit = self.ids == token_ids[self.positions]
+        found = self.weights.new_zeros(self.tokens)
+        return found.index_add_(0, self.positions[hit], self.weights[hit])
+
+    def columns(self, bits: int) -> list[NDArray[Any]]:
+        """What a row holds of them, in this order; `stillroom.signals.codec` names the columns."""
+        own = self.to("cpu")
+        draws = own.counts - own.heads
+        return [
+            own.heads.numpy().astype(np.uint8),
+            *([] if own.bucket else [draws.numpy().astype(np.uint8)]),
+            own.entropy_codes.numpy().astype("<u2"),
+            own.tail_codes[own.tailed].numpy().astype("<u2"),
+            own.codes[own.coded].numpy(),
+            pack(own.ids.numpy(), bits),
+        ]
+
 
 def signals_of(
     *,
@@ -123,13 +143,14 @@ def signals_read(
     entropy_codes: NDArray[np.int64],
     bucket: bool,
     temperature: float,
+    vocab: int | None = None,
 ) -> Signals:
     """What `signals_of` makes, to the bit, of columns as they are on disk; in numpy, which does small steps quicker.
 
     Args:
         draws: how many of a token's entries are draws.
         codes: without zeros for the entries that have no code.
-        ids, heads, tail_codes, entropy_codes, bucket, temperature: as in `Signals`.
+        ids, heads, tail_codes, entropy_codes, bucket, temperature, vocab: as in `Signals`.
     """
     counts = heads + draws
     offsets = np.zeros(len(counts) + 1, np.int64)
@@ -157,6 +178,7 @@ def signals_read(
         entropy=torch.from_numpy((entropy_codes / ENTROPY_STEPS).astype(np.float32)),
         bucket=bucket,
         temperature=temperature,
+        vocab=vocab,
         codes=torch.from_numpy(spread),
         heads=torch.from_numpy(heads),
         tail_codes=torch.from_numpy(tail_codes),

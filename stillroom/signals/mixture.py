@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from stillroom.contracts.errors import BookError
 from stillroom.losses import SparseTargets
 from stillroom.signals.codec import Row
+from stillroom.signals.codes import Signals
 from stillroom.signals.header import SHARED, BookHeader
 from stillroom.signals.reading import BookReader
 
@@ -45,13 +47,20 @@ def mix(books: Sequence[BookReader], weights: Weights) -> Mixture:
             such weights, or a function of the key. A book whose weight is 0 need not hold the row.
 
     Raises:
-        BookError: headers that differ.
+        BookError: headers that differ, or books of hidden states.
         ValueError: no books, or weights that do not fit; for a mapping or function, when a row is asked for.
     """
     if not books:
         raise ValueError("mix needs at least one book")
     for other in books[1:]:
         books[0].header.require(**{name: getattr(other.header, name) for name in SHARED})
+    if books[0].header.head is not None:
+        raise BookError(
+            "books of hidden states cannot be mixed",
+            got=f"{len(books)} books of kind hidden",
+            expected="kind head+draws or top-k: a mixture of distributions has no one hidden state",
+            do="capture with teach.signal.kind: head+draws, or train from one book",
+        )
     mixture = Mixture(books, weights)
     if not callable(weights) and not isinstance(weights, Mapping):
         mixture.weights("")
@@ -126,7 +135,7 @@ class Mixture:
 
 def mixed_row(rows: Sequence[Row], weights: Sequence[float], vocab: int) -> MixedRow:
     """The weighted sum of what several teachers said of one row; ids come once a position, in rising order."""
-    signals = [row.targets for row in rows]
+    signals = [cast(Signals, row.targets) for row in rows]
     place = torch.cat([part.positions * vocab + part.ids for part in signals])
     values = torch.cat([part.weights.double() * a for part, a in zip(signals, weights, strict=True)])
     place, entry, listed = place.unique(return_inverse=True, return_counts=True)
@@ -152,5 +161,6 @@ def mixed_row(rows: Sequence[Row], weights: Sequence[float], vocab: int) -> Mixe
         entropy=torch.as_tensor(entropy).float(),
         bucket=bucket,
         temperature=signals[0].temperature,
+        vocab=vocab,
     )
     return MixedRow(rows[0].token_ids, rows[0].loss_mask, targets)

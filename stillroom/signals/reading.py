@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillroom.contracts.errors import BookError
-from stillroom.signals.codec import Bytes, Row, decode
+from stillroom.signals.bits import Bytes
+from stillroom.signals.codec import Row, decode
+from stillroom.signals.head import HEAD, BookHead
 from stillroom.signals.header import BookHeader, row_key
 from stillroom.signals.index import ShardIndex
+from stillroom.signals.kinds import HiddenKind, kind_of
 from stillroom.signals.lookup import LOOKUP, Lookup
 from stillroom.signals.shards import RECAPTURE, Shard
 
@@ -24,6 +27,7 @@ class BookReader:
 
     def __init__(self, folder: Path, header: BookHeader) -> None:
         self.folder, self.header = folder, header
+        self._kind = kind_of(folder, header)
         self._index = ShardIndex(folder)
         self._names: list[str] = []
         self._shards: dict[str, Shard] = {}
@@ -60,6 +64,15 @@ class BookReader:
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would be a copy of the file.
         return {**self.__dict__, "_shards": {}, "_places": None}
+
+    @property
+    def head(self) -> BookHead | None:
+        """The teacher's head in a book of hidden states, compared with its checksum when it is first asked for.
+
+        Raises:
+            BookError: it is damaged.
+        """
+        return self._kind.head if isinstance(self._kind, HiddenKind) else None
 
     @property
     def signals(self) -> int:
@@ -111,18 +124,19 @@ class BookReader:
         bad = [name for name in self._names if not self._index.intact(name)]
         if not self._lookup().intact():
             bad.append(LOOKUP)
+        if self.header.head is not None and not self.header.head.intact(self.folder):
+            bad.append(HEAD)
         if bad:
             raise BookError(
-                f"{len(bad)} of the lesson book's {len(self._names)} shards are not as they were written",
+                f"{len(bad)} of the lesson book's files are not as they were written",
                 got=", ".join(bad),
-                expected="files with the sizes and checksums in index.jsonl",
+                expected="files with the sizes and checksums in index.jsonl and header.json",
                 do=RECAPTURE,
             )
 
     def _decode(self, data: np.ndarray, where: str) -> Row:
-        header = self.header
         try:
-            return decode(data, header.vocab, bucket=header.kind == "top-k", temperature=header.temperature)
+            return decode(data, self.header.vocab, self._kind)
         except (ValueError, IndexError, RuntimeError) as fault:
             raise BookError(f"a row in {where} is damaged", got=fault, do=RECAPTURE) from None
 
@@ -173,6 +187,8 @@ class BookReader:
         return np.concatenate([*(self._shard(name).keys for name in self._names), buffered])
 
     def _refuse_lost(self) -> None:
+        if self.header.head is not None:
+            self.header.head.refuse_lost(self.folder)
         if lost := self._index.lost:
             raise BookError(
                 "shards of the lesson book are missing", got=", ".join(lost), do="run the capture again"

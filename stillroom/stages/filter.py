@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.contracts.errors import DataError
-from stillroom.contracts.files import read_lines, whole_lines, write_atomically
+from stillroom.contracts.files import whole_lines, write_atomically
 from stillroom.contracts.recipe import Teacher
-from stillroom.contracts.records import Answer, from_line, to_line
+from stillroom.contracts.records import Answer, to_line
 from stillroom.lessons.filter.certainty import certainty, from_alternatives
 from stillroom.lessons.filter.contamination import HeldOut
 from stillroom.lessons.filter.facts import reviewed_ids
@@ -20,9 +20,9 @@ from stillroom.lessons.filter.filtering import Filtering
 from stillroom.lessons.filter.groups import Group, Helpers
 from stillroom.lessons.filter.headroom import Headroom, Lead
 from stillroom.lessons.filter.judging import SAMPLING, Judge
-from stillroom.lessons.teach.answered import AnswersFile
+from stillroom.lessons.teach.answered import AnswersFile, spent_by_others
 from stillroom.lessons.teach.answers import lesson_messages
-from stillroom.lessons.teach.asking import RunPrompt, requests_of
+from stillroom.lessons.teach.asking import read_run_prompts, requests_of, tools_of
 from stillroom.lessons.teach.bill import Bill
 from stillroom.models.endpoint import base_url
 from stillroom.models.opening import WhenAsked, open_teacher
@@ -104,7 +104,11 @@ def _judge(context: StageContext, judge: Teacher, stack: ExitStack) -> Judge:
     file = stack.enter_context(AnswersFile(context.folder / "judgements.jsonl", writable=True))
     url = base_url(judge.api) if judge.api else None
     own = context.run.locate(judge.prices) if judge.prices else None
-    bill = Bill(price_of(judge.model, url, own), SAMPLING, spent=file.totals.cost)
+    limit = recipe.teach.max_cost if judge.api else None  # a judge on this machine has no price
+    others = spent_by_others(context.run, "filter") if limit is not None else 0.0
+    bill = Bill(price_of(judge.model, url, own), SAMPLING, spent=file.totals.cost + others, limit=limit)
+    for line in terms_of(judge.model, url, own).lines():
+        context.progress.say(f"  judge {judge.model}: {line}")
     return Judge(model, url or teacher_identity(judge, base), file, bill)
 
 
@@ -163,15 +167,13 @@ def _groups(context: StageContext) -> Iterator[Group]:
     recipe = context.recipe
     identity = teacher_identity(recipe.teacher, context.run.base)
     with AnswersFile(context.run.need("teach") / "answers.jsonl") as file:
-        for line in read_lines(context.run.need("prompts") / "prompts.jsonl"):
-            prompt = from_line(RunPrompt, line)  # its own tools and a log's answer are part of its requests
+        for prompt in read_run_prompts(context.run.need("prompts")):
+            tools = tools_of(prompt, recipe.teach.parameters)
             found = (file.read(request.key) for request in requests_of(recipe, identity, [prompt]))
             answers = [
-                _as_lesson(replace(answer, tools=prompt.tools), recipe.teach.reasoning)
-                for answer in found
-                if answer
+                _as_lesson(replace(answer, tools=tools), recipe.teach.reasoning) for answer in found if answer
             ]
-            yield Group(prompt, answers, prompt.tools, line.get("check"), line.get("document"))
+            yield Group(prompt, answers, tools, prompt.check, prompt.document)
 
 
 def _as_lesson(answer: Answer, reasoning: bool) -> Answer:

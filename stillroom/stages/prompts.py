@@ -92,11 +92,15 @@ def run(context: StageContext) -> dict[str, Any]:
 
     total = write_lines(context.folder / "prompts.jsonl", lines())
     _refuse_nothing(total, counts)
+    figures = diversity(sample.texts)
+    context.progress.say(
+        "  diversity: " + ", ".join(f"{name} {figure:,}" for name, figure in figures.items())
+    )
     return {
         "prompts": total,
         **{name: count for name, count in counts.items() if count},
         "sources": {pool.title: quota for pool, quota in zip(pools, wanted, strict=True)},
-        "diversity": diversity(sample.texts),
+        "diversity": figures,
         **({"expansions": expansions} if expansions else {}),
     }
 

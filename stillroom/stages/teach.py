@@ -12,13 +12,14 @@ from typing import Any
 
 from stillroom.contracts.recipe import Recipe
 from stillroom.contracts.records import Answer, Answerer, Reply, Request, Sampling
-from stillroom.lessons.teach.answered import AnswersFile, spent_in
+from stillroom.lessons.teach.answered import AnswersFile, spent_by_others
 from stillroom.lessons.teach.asking import (
     LoggedRequest,
     read_run_prompts,
     requests_of,
     sampling_of,
     take_logged,
+    tools_of,
     windows,
 )
 from stillroom.lessons.teach.bill import Bill
@@ -82,7 +83,7 @@ def _with_tools(recipe: Recipe, identity: str, context: StageContext, file: Answ
     for prompt in read_run_prompts(context.run.need("prompts")):
         for request in requests_of(recipe, identity, [prompt]):
             if answer := file.read(request.key):
-                yield replace(answer, tools=prompt.tools)
+                yield replace(answer, tools=tools_of(prompt, recipe.teach.parameters))
 
 
 def _teacher(context: StageContext) -> Answerer:
@@ -110,7 +111,7 @@ def _ask(
     bill = Bill(
         price,
         sampling,
-        spent=file.totals.cost + spent_in(context.run.folder("prompts") / "expansion.jsonl"),
+        spent=file.totals.cost + spent_by_others(context.run, "teach"),
         limit=settings.max_cost,
         batch=settings.batch_endpoint,
         parameters=settings.parameters,

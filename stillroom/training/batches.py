@@ -11,6 +11,10 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from stillroom.losses import SparseTargets
+from stillroom.signals.hidden import HiddenSignals
+
+Targets = SparseTargets | HiddenSignals
+"""What a row may know of its teacher: a few weighted tokens at each position, or the last hidden states."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class TrainingRow:
 
     ids: np.ndarray
     mask: np.ndarray
-    targets: SparseTargets | None = None
+    targets: Targets | None = None
 
 
 class RowSource(Protocol):

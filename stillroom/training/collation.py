@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from stillroom.losses import SparseTargets
-from stillroom.training.batches import TrainingRow
+from stillroom.signals.hidden import HiddenSignals
+from stillroom.training.batches import Targets, TrainingRow
 from stillroom.training.packing import Layout
 
 
@@ -24,11 +25,11 @@ def collate(rows: Sequence[TrainingRow], *, packed: bool = False) -> dict[str, A
 
     Returns:
         `input_ids` int64 [B, L], or [1, T] packed; `positions` int64 [N], indices into the flattened hidden states
-        whose output predicts a selected token; `labels` int64 [N], those tokens; `targets`, their SparseTargets,
-        where the rows have signals; and, packed, `position_ids` int64 [1, T] and `layout`.
+        whose output predicts a selected token; `labels` int64 [N], those tokens; `targets`, what they know of
+        the teacher, where the rows have signals; and, packed, `position_ids` int64 [1, T] and `layout`.
 
     Raises:
-        ValueError: a row's first token is selected, which nothing in its row predicts.
+        ValueError: a row's first token is selected, which nothing in its row predicts; or signals of several kinds.
     """
     if any(bool(row.mask[:1].any()) for row in rows):
         raise ValueError("the first token of a row cannot be predicted: nothing comes before it")
@@ -47,8 +48,19 @@ def collate(rows: Sequence[TrainingRow], *, packed: bool = False) -> dict[str, A
         batch["layout"] = Layout.of(lengths)
     targets = [row.targets for row in rows if row.targets is not None]
     if targets:
-        batch["targets"] = SparseTargets.cat(targets)
+        batch["targets"] = _joined(targets)
     return batch
+
+
+def _joined(targets: Sequence[Targets]) -> Targets:
+    hidden = [part for part in targets if isinstance(part, HiddenSignals)]
+    if not hidden:
+        return SparseTargets.cat([part for part in targets if isinstance(part, SparseTargets)])
+    if len(hidden) < len(targets):
+        raise ValueError(
+            "hidden states and sparse targets cannot be joined in a batch: train from one kind of book"
+        )
+    return HiddenSignals.cat(hidden)
 
 
 def _padded(ids: Sequence[Tensor], longest: int) -> Tensor:

@@ -14,16 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.losses import SparseTargets, TeacherHead, fused_linear_divergence
+from stillroom.models.heads import head_of
+from stillroom.signals.hidden import HiddenSignals
+from stillroom.training.batches import Targets
 from stillroom.training.packing import Layout, packed_arguments
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The weights of the loss's terms and the temperature of the soft one."""
+    """The weights of the loss's terms, and the temperature and the divergence of the soft one.
+
+    A live teacher and hidden states serve every divergence by name of `fused_linear_divergence`, sampled signals those
+    that are linear in the teacher's distribution.
+    """
 
     hard: float = 0.0
     soft: float = 1.0
     temperature: float = 1.0
+    divergence: str = "forward_kl"
 
     @property
     def needs_signals(self) -> bool:
@@ -71,7 +79,7 @@ class Objective:
         positions: Tensor,
         labels: Tensor,
         scale: Tensor | float,
-        targets: SparseTargets | None = None,
+        targets: Targets | None = None,
         teacher: Any = None,
         measure: bool = False,
         **packing: Any,
@@ -86,7 +94,7 @@ class Objective:
             scale: what each token's value is multiplied by: 1 / selected tokens of the optimiser step.
             targets: the teacher's signals over the N positions.
             teacher: a live teacher, instead of targets.
-            measure: take both terms at full weight, for validation.
+            measure: take both terms at full weight, the soft one as forward KL, for validation.
             packing: `position_ids` and `layout` of a packed batch.
 
         Returns:
@@ -96,7 +104,8 @@ class Objective:
         hard, soft = (1.0, float(self.needs_signals)) if measure else (self.hard, self.soft)
         batch = {"input_ids": input_ids, "positions": positions, **packing}
         hidden = hidden_states(model, **batch)
-        known: SparseTargets | TeacherHead | None = targets
+        known: SparseTargets | TeacherHead | None
+        known = targets.teacher() if isinstance(targets, HiddenSignals) else targets
         if teacher is not None and soft:
             with torch.no_grad():
                 above = head_of(teacher)
@@ -112,6 +121,7 @@ class Objective:
             labels=labels if hard else None,
             hard=hard,
             soft=soft,
+            divergence="forward_kl" if measure else self.divergence,
             temperature=self.temperature,
             student_bias=head.bias,
             student_lora=head.lora,
@@ -136,36 +146,6 @@ def hidden_states(
         packed = packed_arguments(position_ids, layout)
     hidden = model.base_model(input_ids=input_ids, use_cache=False, **packed).last_hidden_state
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
-
-
-@dataclass(frozen=True)
-class Head:
-    """A language-model head and what is done to its logits."""
-
-    weight: Tensor
-    """[vocab, hidden]"""
-    bias: Tensor | None
-    scale: float
-    softcap: float | None
-    lora: tuple[Tensor, Tensor, float] | None
-    """(A [rank, hidden], B [vocab, rank], scale) of an adapter on the head."""
-
-
-def head_of(model: Any) -> Head:
-    """The head of a transformers causal model: weight, bias, logit scale, soft cap and adapter.
-
-    Cohere multiplies logits by `logit_scale`, Granite divides them by `logits_scaling`, Gemma 2 caps them.
-    """
-    layer = model.get_output_embeddings()
-    base = getattr(layer, "base_layer", layer)
-    lora = None
-    if hasattr(layer, "lora_A") and getattr(layer, "active_adapters", None):
-        name = layer.active_adapters[0]
-        lora = (layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
-    scale = float(getattr(model.config, "logit_scale", None) or 1.0)
-    scale /= float(getattr(model.config, "logits_scaling", None) or 1.0)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return Head(base.weight, getattr(base, "bias", None), scale, float(cap) if cap else None, lora)
 
 
 def decoder_of(student: Any) -> Any:

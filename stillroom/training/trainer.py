@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from stillroom.losses import SparseTargets
+from stillroom.signals.hidden import HiddenSignals
 from stillroom.training.batches import Rows, RowSource, StepPlan, TrainingRow
 from stillroom.training.collation import collate
 from stillroom.training.objective import Objective, decoder_of
@@ -119,7 +120,7 @@ class DistillationTrainer(Trainer):
 
     def _prepare_input(self, data: Any) -> Any:
         """To the model's device, signals and layouts too."""
-        if isinstance(data, SparseTargets | Layout):
+        if isinstance(data, SparseTargets | HiddenSignals | Layout):
             return data.to(self.args.device)
         return super()._prepare_input(data)
 

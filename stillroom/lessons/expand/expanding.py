@@ -18,7 +18,7 @@ from stillroom.lessons.expand.inventions import ANSWER_FORMS, KeptAsking
 from stillroom.lessons.prompts.documents import DrawnPassages, read_passages
 from stillroom.lessons.prompts.questions import Question, user_text
 from stillroom.lessons.prompts.sources import evaluation_sources, read_questions, source_title
-from stillroom.lessons.teach.answered import AnswersFile, spent_in
+from stillroom.lessons.teach.answered import AnswersFile, spent_by_others
 from stillroom.lessons.teach.bill import Bill
 from stillroom.models.api_teacher import open_api_teacher
 from stillroom.models.endpoint import base_url
@@ -103,8 +103,8 @@ class Expanding:
         check_terms(teacher.model, terms, accepted=teacher.accept_terms)
         for line in terms.lines():
             self.progress.say(f"  {teacher.model}: {line}")
-        answers = spent_in(self.run.folder("teach") / "answers.jsonl") if limit is not None else 0.0
-        return Bill(price_of(teacher.model, url, own), sampling, spent=spent + answers, limit=limit)
+        others = spent_by_others(self.run, "prompts") if limit is not None else 0.0
+        return Bill(price_of(teacher.model, url, own), sampling, spent=spent + others, limit=limit)
 
     def _shown(self, expansion: Expansion) -> Iterator[dict[str, Any]]:
         with self.progress.meter("inventing", self.expand.count, "questions") as meter:

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from stillroom.checks.quotes import missing_quotes, quotes
 from stillroom.contracts.recipe import Expand, Method
@@ -26,6 +27,8 @@ _IDLE = 3
 PATIENCE = 4
 """Times as many requests as would do if everything were new; what is missing then is not worth its price."""
 _POOL = 1000
+_OWN = ("tools", "tool_choice", "response_format")
+"""What questions are asked with; where all examples have it alike, so do the inventions."""
 _LONGEST = 8000
 _PERSONAS, _TOPICS, _SUBTOPICS = 24, 12, 8
 DEFAULTS: tuple[Method, ...] = ("seeds", "harder", "personas", "topics", "edge-cases")
@@ -66,6 +69,7 @@ class Expansion:
         systems = {str([m for m in seed.messages if m["role"] == "system"]) for seed in self.seeds}
         first = self.seeds[0].messages[0] if self.seeds else None
         self._system = [first] if first and first["role"] == "system" and len(systems) == 1 else []
+        self._own = {name: value for name in _OWN if (value := _shared(self.seeds, name))}
 
     def questions(self) -> Iterator[Question]:
         """New questions as the teacher's replies come, `settings.count` at most."""
@@ -181,7 +185,14 @@ class Expansion:
             solution=candidate.answer,
             document=passage,
             method=method,
+            **self._own,
         )
+
+
+def _shared(seeds: Sequence[Question], name: str) -> Any:
+    """What all seeds have alike in a field, or None."""
+    values = [getattr(seed, name) for seed in seeds]
+    return values[0] if values and all(value == values[0] for value in values) else None
 
 
 def _proved(quote: str | None, passage: str) -> bool:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from stillroom.contracts.recipe import Expand, PromptSource, Recipe
 from stillroom.contracts.runfolder import Run
 from stillroom.lessons.expand.expansion import DEFAULTS, PATIENCE
-from stillroom.lessons.prompts.questions import Question
+from stillroom.lessons.prompts.questions import Question, question_key
 from stillroom.lessons.prompts.readers import HUB
-from stillroom.lessons.prompts.sources import read_questions
+from stillroom.lessons.prompts.sources import evaluation_sources, read_questions
 from stillroom.lessons.teach.answered import AnswersFile, Totals
 from stillroom.lessons.teach.asking import RunPrompt
+from stillroom.lessons.teach.keyed import KeyTable
 from stillroom.lessons.teach.outlook import Outlook, outlook_lines
 from stillroom.models.chat_completions import estimated_tokens
 from stillroom.models.endpoint import base_url
@@ -29,7 +30,7 @@ _PREPARED = 14
 
 @dataclass
 class Forecast:
-    """Counts over a recipe's sources, as they lie there: repetitions and evaluation items are among them."""
+    """Counts over a recipe's sources, as they lie there, repetitions among them."""
 
     samples: int
     """Answers to each question."""
@@ -37,6 +38,8 @@ class Forecast:
     """Questions in files."""
     logged: int = 0
     """Of these, those that a log holds an answer of."""
+    held_out: int = 0
+    """Questions beside these that stand in an evaluation file and so are not asked."""
     invented: int = 0
     """Questions that the teacher is to invent, at most."""
     uncounted: list[str] = field(default_factory=list)
@@ -91,18 +94,31 @@ def forecast(run: Run) -> Forecast:
     if answers.exists():
         with AnswersFile(answers) as file:
             found.totals = file.totals
+    held_out = _held_out(run)
     for source in recipe.prompts:
-        before = found.given, found.tokens
+        read = tokens = 0
         if source.file.startswith(HUB):
             found.uncounted.append(source.file)
         elif source.form != "documents":
             for question in read_questions(source, run.locate(source.file)):
-                _count(found, question, recipe)
+                read, tokens = read + 1, tokens + estimated_tokens(question.messages)
+                if held_out.get(question_key(question.messages)) is not None:
+                    found.held_out += 1
+                else:
+                    _count(found, question, recipe)
         if source.expand:
-            asked = (found.given - before[0]) * recipe.teach.samples
-            mean = (found.tokens - before[1]) // asked if asked else _TYPICAL
-            _expand(found, source, source.expand, mean, run)
+            _expand(found, source, source.expand, tokens // read if read else _TYPICAL, run)
     return found.scaled(recipe.mix.count)
+
+
+def _held_out(run: Run) -> KeyTable:
+    """Keys of the evaluation's questions; files of it may still be missing, which the run will say."""
+    keys = KeyTable()
+    for source in evaluation_sources(run.recipe):
+        path = run.locate(source.file)
+        for question in read_questions(source, path) if path.exists() else ():
+            keys.put(question_key(question.messages), 0)
+    return keys
 
 
 def _count(found: Forecast, question: Question, recipe: Recipe) -> None:
@@ -147,6 +163,8 @@ def forecast_lines(found: Forecast, run: Run) -> Iterator[tuple[str, str]]:
             f"up to {found.invented:,} invented by the teacher: {found.requests:,} requests more, at most "
             f"{found.most_requests:,} if it repeats itself",
         )
+    if found.held_out:
+        yield "  left out", f"{found.held_out:,} that stand in an evaluation file"
     if found.logged:
         yield "  of these", f"{found.logged:,} answered in logs, which nobody is asked again"
     for name in found.uncounted:

@@ -64,9 +64,7 @@ def certainty(
             return None
         row = book.row(key)
         taken = row.token_ids[row.loss_mask].long()
-        hit = row.targets.ids == taken[row.targets.positions]
-        chances = row.targets.weights.new_zeros(len(taken))
-        chances.index_add_(0, row.targets.positions[hit], row.targets.weights[hit])
+        chances = row.targets.chances(taken)
         text = str(answer.messages[-1].get("content") or "")
         tokens = [renderer.tokenizer.decode([number]) for number in taken.tolist()]
         found = [(token, float(chance)) for token, chance in zip(tokens, chances, strict=True)]

@@ -10,32 +10,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from stillroom.contracts.conversations import ANSWER_FIELDS, QUESTION_FIELDS, ROLES
 from stillroom.contracts.errors import DataError, RecipeError
 from stillroom.contracts.files import read_lines, whole_lines
 from stillroom.contracts.loading import build_recipe, parse_yaml
 from stillroom.contracts.recipe import Recipe
-from stillroom.contracts.records import Answer, Finish, Message, Prompt, content_key, to_line
+from stillroom.contracts.records import to_line
+from stillroom.lessons.filter.answered_rows import Row, read_row
 from stillroom.lessons.filter.contamination import HeldOut
 from stillroom.lessons.filter.facts import reviewed_ids
 from stillroom.lessons.filter.filtering import Filtering
 from stillroom.lessons.filter.groups import Group, Helpers
-from stillroom.lessons.teach.answers import lesson_messages
+from stillroom.lessons.prompts.readers import is_known_kind, read_rows
 
 PIPE = "-"
-_GIVEN_FIELDS = ("completion", "response", "output", "solution", "answer")
-"""Where the answer to be judged stands in a line without messages, the surest first."""
-_RIGHT_FIELDS = ("reference", "ground_truth", "right_answer", "expected", "label", "gold")
-"""Where the right answer stands."""
-_TEST_FIELDS = ("test", "tests", "test_list")
-_FINISHES: dict[str, Finish] = {
-    "length": "length",
-    "content_filter": "refused",
-    "refused": "refused",
-    "failed": "failed",
-}
-Row = tuple[Prompt, Answer, dict[str, Any]]
-"""A question, one answer to it, and what else its line says: tools, check, document."""
 
 
 def settings_recipe(sets: Iterable[str], source: str) -> Recipe:
@@ -83,7 +70,7 @@ def filter_file(
     first n looked for. Memory does not grow with the file but for a few numbers a lesson.
 
     Args:
-        source: JSONL file, or `-` for standard input.
+        source: a file of answers (JSONL, CSV, Parquet, ...), or `-` for standard input.
         out: where lessons go, or `-` for standard output.
         recipe: its `filter` section; paths in it are relative to the working folder.
         rejected: where the rejects go, with their reasons.
@@ -155,91 +142,31 @@ def _groups(rows: Iterable[Row]) -> Iterator[Group]:
 
 
 def _rows(source: str, reasoning: bool) -> Iterator[Row]:
-    name = "standard input" if source == PIPE else source
-    lines = _piped() if source == PIPE else read_lines(Path(source))
-    for number, line in enumerate(lines, 1):
-        yield read_row(line, f"{name}, line {number}", Path(source).name if source != PIPE else "", reasoning)
+    path = Path(source)
+    title = "" if source == PIPE else path.name
+    if source == PIPE:
+        lines = _piped()
+    elif is_known_kind(path):
+        lines = read_rows(source, path)
+    else:  # JSON lines, whatever the name
+        lines = ((f"{source}, line {number}", line) for number, line in enumerate(read_lines(path), 1))
+    for where, line in lines:
+        yield read_row(line, where, title, reasoning)
 
 
-def _piped() -> Iterator[dict[str, Any]]:
+def _piped() -> Iterator[tuple[str, dict[str, Any]]]:
     for number, raw in enumerate(sys.stdin.buffer, 1):
         if not raw.strip():
             continue
+        where = f"standard input, line {number}"
         try:
             line = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"standard input, line {number} is not JSON", got=str(error), expected="one object a line"
-            ) from None
+            raise DataError(f"{where} is not JSON", got=str(error), expected="one object a line") from None
         if not isinstance(line, dict):
-            raise DataError(f"standard input, line {number} is not a JSON object", expected="{...}")
-        yield line
-
-
-def read_row(line: dict[str, Any], where: str, source: str = "", reasoning: bool = True) -> Row:
-    """A line as question, answer and what else is known.
-
-    The answer is the assistant's turn at the end of `messages`, else the first field of completion, response, output,
-    solution and answer that is there, to the question in prompt, question or the like. The right answer is in reference,
-    ground_truth and the like, or in answer where that is not the answer itself; with tests (HumanEval's, MBPP's fields),
-    these.
-
-    Raises:
-        DataError: there is no question or no answer.
-    """
-    messages, given = _conversation(line, where)
-    finish: Finish = _FINISHES.get(str(line.get("finish", line.get("finish_reason"))), "stop")
-    split = "tune" if line.get("split") == "tune" else "train"
-    prompt = Prompt(messages[:-1], str(line.get("source") or source), split, _right(line, given))  # type: ignore[arg-type]
-    answer = Answer(
-        key=content_key(messages),
-        prompt=prompt.id,
-        sample=0,
-        messages=lesson_messages(messages, reasoning=reasoning),
-        finish=finish,
-        completion_tokens=int(line.get("completion_tokens") or 0),
-        error=line.get("error"),
-    )
-    tools = line.get("tools", line.get("function"))
-    more = {
-        "tools": tools if isinstance(tools, list) and tools else None,
-        "check": line.get("check") if isinstance(line.get("check"), str) else None,
-        "document": line.get("document", line.get("context")),
-    }
-    return prompt, answer, more
-
-
-def _conversation(line: dict[str, Any], where: str) -> tuple[list[Message], str | None]:
-    """The conversation that ends with the answer, and the field that the answer came from."""
-    messages = line.get("messages")
-    if isinstance(messages, list) and all(
-        isinstance(item, dict) and item.get("role") in ROLES for item in messages
-    ):
-        answered = len(messages) > 1 and messages[-1]["role"] == "assistant"
-        if answered:
-            return messages, None
-    question = next((line[field] for field in QUESTION_FIELDS if isinstance(line.get(field), str)), None)
-    given = next((field for field in _GIVEN_FIELDS if isinstance(line.get(field), str)), None)
-    asked = messages if messages else [{"role": "user", "content": question}] if question else None
-    if asked is None or given is None:
-        raise DataError(
-            f"{where} has no {'question' if asked is None else 'answer'}",
-            got=f"fields {', '.join(line) or 'none'}",
-            expected="messages that end with the assistant's turn, or a question (prompt, question, ...) and an answer "
-            f"({', '.join(_GIVEN_FIELDS)})",
-        )
-    return [*asked, {"role": "assistant", "content": line[given]}], given
-
-
-def _right(line: dict[str, Any], given: str | None) -> str | None:
-    test = next((field for field in _TEST_FIELDS if line.get(field)), None)
-    if test is not None:
-        tests = line[test] if isinstance(line[test], str) else "\n".join(map(str, line[test]))
-        whole = {"test": tests, "entry_point": line.get("entry_point")}
-        if line.get("entry_point"):
-            whole["prompt"] = line.get("prompt")
-        return json.dumps(whole)
-    # `answer` beside messages or another answer is the right one; `output` and the like never are.
-    fields = (*_RIGHT_FIELDS, *(field for field in ANSWER_FIELDS if field == "answer" and field != given))
-    value = next((line[field] for field in fields if line.get(field) is not None), None)
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            raise DataError(
+                f"{where} is not a JSON object",
+                got=raw[:80].decode(errors="replace").strip(),
+                expected="{...}",
+            )
+        yield where, line

@@ -19,13 +19,24 @@ from stillroom.contracts.recipe import Filter
 from stillroom.contracts.records import Answer, Lesson, Message, Rejected, content_key
 from stillroom.lessons.filter.contamination import HeldOut, question_text
 from stillroom.lessons.filter.facts import Examined, Facts, review_line
-from stillroom.lessons.filter.groups import ALONE, Candidate, Group, Helpers, Sifted, Work, case_of, settled
+from stillroom.lessons.filter.groups import (
+    ALONE,
+    Candidate,
+    Group,
+    Helpers,
+    Sifted,
+    Work,
+    case_of,
+    declarations,
+    settled,
+)
 from stillroom.lessons.filter.headroom import Headroom
 from stillroom.lessons.filter.quality import objection
 from stillroom.lessons.filter.ranking import rank
 from stillroom.lessons.filter.selection import Wrong, majority, pairs, preferred, whole
 from stillroom.lessons.filter.tally import Tally
 from stillroom.lessons.filter.verification import UNCHECKED, Case, Finding, final_answer, slow, verifier
+from stillroom.lessons.teach.answered import PaidAnswer
 from stillroom.lessons.teach.keyed import KeyTable
 from stillroom.stats.minhash import NearDuplicates
 
@@ -145,7 +156,8 @@ class Filtering:
             preferred(lesson, worse.answer.messages) for item, lesson in kept for worse in item.better_than
         ]
         for item, lesson in kept:
-            self.tally.lesson(lesson, _text(lesson.messages), checked=item.finding.passed is not None)
+            who = item.answer.answered_by if isinstance(item.answer, PaidAnswer) else None
+            self.tally.lesson(lesson, _text(lesson.messages), item.finding.passed is not None, who)
             if item.facts and item.facts.doubts and self.rule.facts == "flag":
                 out.review.append(review_line(lesson, item.facts))
         self.tally.counts["pairs"] += len(out.pairs)
@@ -235,7 +247,7 @@ class Filtering:
             source=prompt.source,
             complete=item.answer.finish == "stop",
             checks=checked | facts,
-            tools=[_declaration(tool) for tool in group.tools or () if isinstance(tool, dict)] or None,
+            tools=declarations([tool for tool in group.tools or () if isinstance(tool, dict)]),
         )
 
     def _reject(self, work: Work, answer: Answer, reason: str, detail: str = "") -> None:
@@ -246,11 +258,6 @@ class Filtering:
 def _number(key: str) -> int:
     """A key's first 64 bits: enough to name a lesson by."""
     return int(key[:16], 16)
-
-
-def _declaration(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool's declaration in OpenAI's form; some files have the function alone."""
-    return tool if "function" in tool else {"type": "function", "function": tool}
 
 
 def _text(messages: list[Message]) -> str:

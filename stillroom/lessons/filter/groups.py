@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,12 @@ class Work:
 def settled(item: Candidate) -> bool:
     """Whether an answer was held against a right one, or run, not only looked at for its form."""
     return item.finding.passed is not None and item.finding.passed not in FORMAL
+
+
+def declarations(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Tools as declared in OpenAI's form, in which models are shown them; some files have the function alone."""
+    found = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools or ()]
+    return [dict(tool) for tool in found] or None
 
 
 def case_of(group: Group, answer: Answer) -> Case:

@@ -7,13 +7,15 @@ questions that were checked.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stillroom.contracts.conversations import with_system
-from stillroom.contracts.records import Answerer, Request, Sampling, content_key
+from stillroom.contracts.records import Answerer, Message, Request, Sampling, content_key
 from stillroom.lessons.expand.diversity import Reservoir
+from stillroom.lessons.filter.groups import declarations
 from stillroom.lessons.filter.verification import Case, Finding, Verifier
+from stillroom.models.chat_completions import ChatRequest
 from stillroom.stats.intervals import Interval, paired_bootstrap_difference
 
 HARDLY = 0.05
@@ -87,7 +89,7 @@ class Headroom:
         if not cases:
             return None
         requests = (
-            Request(content_key(key), with_system(list(case.before), system), prompt=key)
+            _request(key, with_system(list(case.before), system), declarations(case.tools))
             for key, (case, _) in cases.items()
         )
         right = dict(_verdicts(student, verify, requests, cases, max_new_tokens))
@@ -95,6 +97,13 @@ class Headroom:
         found = [float(passed) for passed in right.values()]
         lead = paired_bootstrap_difference(teacher, found)
         return Lead(len(found), sum(teacher) / len(found), sum(found) / len(found), lead)
+
+
+def _request(key: str, messages: list[Message], tools: list[dict[str, Any]] | None) -> Request:
+    """A question, with its tools where it has any."""
+    if tools is None:
+        return Request(content_key(key), messages, prompt=key)
+    return ChatRequest(content_key(key), messages, prompt=key, parameters={"tools": tools})
 
 
 def _verdicts(
@@ -106,6 +115,5 @@ def _verdicts(
 ) -> Iterator[tuple[str, bool]]:
     for request, reply in student.answer(requests, Sampling(max_new_tokens=max_new_tokens)):
         case = cases[request.prompt][0]
-        answer = {"role": "assistant", "content": reply.text}
-        own = Case(answer, case.before, case.reference, case.tools, case.check, case.document)
+        own = replace(case, answer={"role": "assistant", "content": reply.text})
         yield request.prompt, verify(own).passed is not None

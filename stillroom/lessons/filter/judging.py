@@ -78,6 +78,7 @@ class Judge:
 
         Raises:
             TeacherError, ServiceFault: as the model.
+            UserError: the limit of costs is reached.
             StorageFault: the disk is full.
         """
         pairs = [(self._request(duel, False), self._request(duel, True)) for duel in duels]
@@ -97,7 +98,7 @@ class Judge:
 
     def summary(self) -> dict[str, Any]:
         """For manifest and card."""
-        return {**self.counts, "dollars": round(self._bill.spent, 6)}
+        return {**self.counts, "dollars": round(self._file.totals.cost, 6)}
 
     def warnings(self) -> Iterator[str]:
         """What the reader should know of this judge."""

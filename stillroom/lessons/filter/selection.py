@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,13 @@ class Preference:
     """Why the rejected answer is wrong."""
     split: str = "train"
     source: str = ""
+    tools: str | None = None
+    """Declarations of the tools that may be called, as JSON text: in a column of objects, libraries that keep tables would
+    give every declaration the fields of all others."""
+
+    def line(self) -> dict[str, Any]:
+        """The line's object."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -47,21 +55,22 @@ def majority(answers: Sequence[str]) -> tuple[str, float]:
 
 def preferred(better: Lesson, worse: Sequence[Message]) -> dict[str, Any]:
     """A pair by a judge's word: a lesson and the messages of an answer that it finds worse."""
-    *prompt, chosen = better.messages
-    reason = "the judge prefers the other answer"
-    return asdict(Preference(better.id, prompt, [chosen], [worse[-1]], reason, better.split, better.source))
+    return _pair(better, worse[-1], "the judge prefers the other answer")
 
 
 def pairs(right: Sequence[Lesson], wrong: Sequence[Wrong]) -> list[dict[str, Any]]:
     """Each right answer with one wrong one to the same question, as many as both have; equal texts make no pair."""
-    found = []
-    for lesson, other in zip((lesson for lesson in right if lesson.complete), wrong, strict=False):
-        *prompt, chosen = lesson.messages
-        rejected = other.messages[-1]
-        if whole(chosen) == whole(rejected):
-            continue
-        pair = Preference(
-            lesson.id, list(prompt), [chosen], [rejected], other.reason, lesson.split, lesson.source
-        )
-        found.append(asdict(pair))
-    return found
+    whole_ones = (lesson for lesson in right if lesson.complete)
+    return [
+        _pair(lesson, other.messages[-1], other.reason)
+        for lesson, other in zip(whole_ones, wrong, strict=False)
+        if whole(lesson.messages[-1]) != whole(other.messages[-1])
+    ]
+
+
+def _pair(lesson: Lesson, rejected: Message, reason: str) -> dict[str, Any]:
+    *prompt, chosen = lesson.messages
+    tools = json.dumps(lesson.tools, ensure_ascii=False) if lesson.tools else None
+    return Preference(
+        lesson.id, prompt, [chosen], [rejected], reason, lesson.split, lesson.source, tools
+    ).line()

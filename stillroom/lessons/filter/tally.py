@@ -13,6 +13,7 @@ FEWEST = 500
 """Under this many lessons a student memorises examples instead of learning the task."""
 HARDLY = 0.15
 """Share of different runs of three words in 2,000 lessons under which they hardly differ."""
+THE_TEACHER = "the teacher"
 _COUNTS = ("answers", "train", "tune", "checked", "pairs")
 _STEPS = ("sound", "right", "agreed", "clean", "sure", "lessons")
 
@@ -32,13 +33,22 @@ class Tally:
         """After each of these some answers are left; the card says in words what they are."""
         self.reasons: Counter[str] = Counter()
         self._sample = Reservoir[str]()
+        self._by: Counter[str | None] = Counter()
 
-    def lesson(self, lesson: Lesson, text: str, *, checked: bool) -> None:
-        """One more lesson; `text` is what its diversity is judged by."""
+    def lesson(self, lesson: Lesson, text: str, checked: bool, answered_by: str | None = None) -> None:
+        """One more lesson.
+
+        Args:
+            lesson: it.
+            text: what its diversity is judged by.
+            checked: whether it passed a check.
+            answered_by: who answered, where the teacher was not asked.
+        """
         self.steps["lessons"] += 1
         self.counts[lesson.split] += 1
         self.counts["checked"] += checked
         self._sample.add(text)
+        self._by[answered_by] += 1
 
     def summary(self) -> dict[str, Any]:
         """The counts, with their warnings."""
@@ -49,9 +59,16 @@ class Tally:
             "reasons": dict(self.reasons),
             **self.counts,
             "left after": {"answers": self.counts["answers"], **self.steps},
+            **({"answered by": self._answered_by()} if self._by.keys() - {None} else {}),
             "diversity": figures,
             "warnings": self._warnings(figures),
         }
+
+    def _answered_by(self) -> dict[str, int]:
+        """Lessons by who answered, those taken over from logs and files by the names there."""
+        taken = sorted((count, who) for who, count in self._by.items() if who is not None)
+        asked = self._by[None]
+        return {**({THE_TEACHER: asked} if asked else {}), **{who: count for count, who in reversed(taken)}}
 
     def _warnings(self, figures: dict[str, float | int]) -> list[str]:
         """What the reader should know before training on these lessons."""

@@ -10,11 +10,12 @@ from typing import Any
 
 from stillroom.checks.numbers import boxed
 from stillroom.contracts.errors import DataError
+from stillroom.lessons.prompts.choices import is_choice, read_choice
 from stillroom.lessons.prompts.questions import Question
 from stillroom.lessons.prompts.readers import Row
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CALCULATION = re.compile(r"<<[^<>]*>>")
+_MATHEMATICAL = re.compile(r"[\d\\=^+]|^\w$")
 # BFCL declares parameters with the type names of several languages; APIs want JSON Schema's.
 _TYPES = {
     "dict": "object", "float": "number", "double": "number", "int": "integer", "long": "integer", "str": "string",
@@ -49,51 +50,6 @@ def _is_gsm8k(row: Row) -> bool:
     return isinstance(row.get("question"), str) and "####" in str(row.get("answer"))
 
 
-def _choices(row: Row) -> tuple[list[str], list[str]] | None:
-    """(letters, texts) of a multiple choice, in any published form."""
-    options = row.get("choices", row.get("options", row.get("endings")))
-    if isinstance(options, dict) and options.get("text") and options.get("label"):
-        return [str(label) for label in options["label"]], list(options["text"])  # ARC
-    if isinstance(options, str) and options.startswith("["):
-        try:
-            options = json.loads(options)
-        except ValueError:
-            return None
-    if isinstance(options, list) and len(options) > 1:
-        return list(LETTERS[: len(options)]), [str(option) for option in options]
-    letters = [letter for letter in "ABCDE" if isinstance(row.get(letter), str)]
-    return (letters, [row[letter] for letter in letters]) if letters[:2] == ["A", "B"] else None
-
-
-def _right_letter(row: Row, letters: list[str], texts: list[str]) -> str | None:
-    answer = next(
-        (row[n] for n in ("answer", "answerKey", "answer_index", "label") if row.get(n) is not None), None
-    )
-    if isinstance(answer, int) or (isinstance(answer, str) and answer.isdigit() and answer not in letters):
-        number = int(answer)
-        return LETTERS[number] if 0 <= number < len(letters) else None
-    if answer in texts:
-        return LETTERS[texts.index(answer)]
-    return LETTERS[letters.index(answer)] if answer in letters else None
-
-
-def _is_choice(row: Row) -> bool:
-    return isinstance(row.get("question", row.get("ctx")), str) and _choices(row) is not None
-
-
-def _choice(row: Row) -> Question:
-    found = _choices(row)
-    assert found is not None, "it fits"
-    letters, texts = found
-    lines = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
-    question = str(row.get("question", row.get("ctx"))).strip()
-    return _ask(
-        f"{question}\n\n{lines}\n\nAnswer with the letter of the right choice.",
-        reference=_right_letter(row, letters, texts),
-        check="choice",
-    )
-
-
 def _humaneval(row: Row) -> Question:
     tests = {"test": row["test"], "entry_point": row["entry_point"], "prompt": row["prompt"]}
     return _ask(
@@ -120,13 +76,19 @@ def _mbpp(row: Row) -> Question:
 
 
 def _math(row: Row) -> Question:
-    solution = row.get("solution")
-    final = row.get("answer")
+    row = {str(name).casefold(): value for name, value in row.items()}  # AIME's tables have capitals
+    solution, final = row.get("solution"), row.get("answer")
     if final is None and isinstance(solution, str):
         final = boxed(solution)
-    return _ask(
-        row["problem"], reference=None if final is None else str(final), check="maths", solution=solution
-    )
+    final = None if final is None else str(final)
+    # SimpleQA has the same columns, and names for answers.
+    worded = final is not None and solution is None and not _MATHEMATICAL.search(final)
+    return _ask(row["problem"], reference=final, check="text" if worded else "maths", solution=solution)
+
+
+def _is_math(row: Row) -> bool:
+    names = {str(name).casefold(): value for name, value in row.items()}
+    return isinstance(names.get("problem"), str) and ("solution" in names or "answer" in names)
 
 
 def _loong(row: Row) -> Question:
@@ -134,9 +96,19 @@ def _loong(row: Row) -> Question:
 
 
 def _squad(row: Row) -> Question:
-    right = next(iter(row["answers"].get("text") or []), None)
-    text = f"{row['context'].strip()}\n\nAnswer from the text above: {row['question'].strip()}"
-    return _ask(text, reference=right, check="text", document=row["context"])
+    text = str(row.get("context") or row["passage"])
+    answers = row.get("answers") or row["answers_spans"]
+    right = next(iter(answers.get("text", answers.get("spans")) or []), None)
+    asked = f"{text.strip()}\n\nAnswer from the text above: {row['question'].strip()}"
+    return _ask(asked, reference=right, check="text", document=text)
+
+
+def _is_squad(row: Row) -> bool:
+    """SQuAD, and DROP, which names the same things otherwise."""
+    return any(
+        _columns(text, "question")(row) and isinstance(row.get(answers), dict)
+        for text, answers in (("context", "answers"), ("passage", "answers_spans"))
+    )
 
 
 def _bfcl(row: Row) -> Question:
@@ -145,7 +117,7 @@ def _bfcl(row: Row) -> Question:
         raise DataError(
             "a question of several turns is not read",
             got=f"{row.get('id')}: {len(turns)} turns",
-            expected="one",
+            expected="one; in files of several turns the answers depend on what the simulated tools said",
         )
     functions = row["function"] if isinstance(row["function"], list) else [row["function"]]
     return Question(
@@ -159,7 +131,8 @@ def _bfcl(row: Row) -> Question:
 
 
 def _is_bfcl(row: Row) -> bool:
-    return "function" in row and isinstance(row.get("question"), list) and bool(row["question"])
+    turns = row.get("question")
+    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], list)
 
 
 def _json_schema(value: Any) -> Any:
@@ -178,13 +151,9 @@ FORMS: dict[str, Form] = {
     "bfcl": Form(_is_bfcl, _bfcl),
     "humaneval": Form(_columns("prompt", "test", "entry_point"), _humaneval),
     "mbpp": Form(lambda row: "test_list" in row and bool(row.get("text") or row.get("prompt")), _mbpp),
-    "math": Form(
-        lambda row: isinstance(row.get("problem"), str) and ("solution" in row or "answer" in row), _math
-    ),
+    "math": Form(_is_math, _math),
     "loong": Form(_columns("question", "final_answer"), _loong),
-    "squad": Form(
-        lambda row: _columns("context", "question")(row) and isinstance(row.get("answers"), dict), _squad
-    ),
-    "choice": Form(_is_choice, _choice),
+    "squad": Form(_is_squad, _squad),
+    "choice": Form(is_choice, read_choice),
 }
-"""By name, in the order in which they are tried. `choice` is MMLU, MMLU-Pro, ARC, HellaSwag and their like."""
+"""By name, in the order in which they are tried."""

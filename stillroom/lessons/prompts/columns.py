@@ -9,7 +9,7 @@ from typing import Any
 from stillroom.contracts.conversations import ANSWER_FIELDS, QUESTION_FIELDS, conversation_of
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.records import Message
-from stillroom.lessons.prompts.questions import Question
+from stillroom.lessons.prompts.questions import Check, Question
 from stillroom.lessons.prompts.readers import Row
 
 QUESTIONS = (
@@ -25,9 +25,11 @@ QUESTIONS = (
     "sentence",
 )
 ANSWERS = (
-    *ANSWER_FIELDS, "ground_truth", "gold", "target", "expected", "chosen", "assistant", "solution", "intent",
-    "category", "class",
+    *ANSWER_FIELDS, "ground_truth", "gold", "target", "expected", "best_answer", "correct_answer", "chosen",
+    "assistant", "solution", "intent", "category", "class",
 )  # fmt: skip
+_CONTEXTS = ("context", "passage", "body")
+"""What a question is about, where it stands in a column of its own."""
 _SPEAKERS = {
     "human": "user",
     "gpt": "assistant",
@@ -68,15 +70,15 @@ def guessed_question(row: Row, where: str) -> tuple[Question, str]:
     Raises:
         DataError: nothing in it looks like a question.
     """
-    turns = next((name for name in _TURNS if isinstance(row.get(name), list) and row[name]), None)
-    if turns is not None:
-        messages, reference = conversation_of(
-            {**row, "messages": [_turn(item) for item in row[turns]]}, where
-        )
-        return Question(messages, reference=reference), f"conversations from `{turns}`"
+    if (conversation := turns_of(row)) is not None:
+        column, turns = conversation
+        messages, reference = conversation_of({**row, "messages": turns}, where)
+        calls = isinstance(turns[-1], dict) and turns[-1].get("tool_calls")
+        check: Check | None = "tools" if calls and reference is not None else None
+        return Question(messages, reference=reference, check=check), f"conversations from `{column}`"
     by_case = {str(name).strip().casefold(): name for name in row}
-    found = [by_case[name] for name in QUESTIONS if name in by_case]
-    asked = next((name for name in found if isinstance(row[name], str) and row[name].strip()), None)
+    columns = [by_case[name] for name in QUESTIONS if name in by_case]
+    asked = next((name for name in columns if isinstance(row[name], str) and row[name].strip()), None)
     if asked is None:
         raise DataError(
             f"{where}: there is no question",
@@ -91,8 +93,8 @@ def guessed_question(row: Row, where: str) -> tuple[Question, str]:
     )
     if str(asked).casefold() == "instruction" and isinstance(given.get("input"), str):
         text, said = "\n\n".join(filter(None, (text, given["input"]))), said + " and `input`"
-    elif asked != "context" and isinstance(row.get("context"), str) and row["context"].strip():
-        text, said = f"{row['context']}\n\n{text}", said + " after `context`"
+    elif (about := _context(row, by_case, asked)) is not None:
+        text, said = f"{row[about]}\n\n{text}", f"{said} after `{about}`"
     right = _answer_column(row if given is row else given, asked)
     reference = None
     if right is not None:
@@ -101,6 +103,23 @@ def guessed_question(row: Row, where: str) -> tuple[Question, str]:
     if isinstance(row.get("system"), str) and row["system"].strip():
         messages.insert(0, {"role": "system", "content": row["system"]})
     return Question(messages, reference=reference), said
+
+
+def turns_of(row: Row) -> tuple[str, list[Any]] | None:
+    """The column that holds a whole conversation, and its turns in OpenAI's words, unchecked; None where there is none."""
+    for name in _TURNS:
+        turns = row.get(name)
+        # Of other names, lists of something else are no conversation.
+        if isinstance(turns, list) and turns and (name == "messages" or isinstance(turns[0], dict)):
+            return name, [_turn(item) for item in turns]
+    return None
+
+
+def _context(row: Row, by_case: Mapping[str, Any], asked: str) -> str | None:
+    names = (by_case[name] for name in _CONTEXTS if name in by_case)
+    return next(
+        (name for name in names if name != asked and isinstance(row[name], str) and row[name].strip()), None
+    )
 
 
 def _answer_column(row: Row, asked: str) -> str | None:
@@ -117,4 +136,6 @@ def _turn(item: Any) -> Any:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict) and "aliases" in value and isinstance(value.get("value"), str):
+        return str(value["value"])  # TriviaQA's
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from stillroom.contracts.conversations import chat_messages
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.records import Finish, Message, Reply
 from stillroom.lessons.prompts.questions import Question
@@ -36,9 +37,13 @@ def logged_question(row: dict[str, Any], where: str) -> Question:
     request = _request(row)
     if request is None:
         raise DataError(f"{where} is no logged request", got=", ".join(row), expected="request.messages")
-    messages = [_plain(item, where) for item in request["messages"]]
-    if not messages or messages[-1]["role"] not in ("user", "tool"):
-        raise DataError(f"{where}: there is no question", expected="a user turn at the end of the request")
+    messages = chat_messages(request["messages"], where)
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise DataError(
+            f"{where}: there is no question",
+            got=f"a request that ends with a turn of the {messages[-1]['role']}",
+            expected="a user's turn, or what a tool said, at its end",
+        )
     response = _response(row) or {}
     choice: dict[str, Any] = next(iter(response.get("choices") or []), {})
     answer = choice.get("message")
@@ -123,21 +128,6 @@ def _parsed(value: Any) -> Any:
         except (ValueError, RecursionError):
             return None
     return value
-
-
-def _plain(item: Any, where: str) -> Message:
-    """A message whose content is text; a list of text parts is joined."""
-    if not isinstance(item, dict) or not isinstance(item.get("role"), str):
-        raise DataError(f"{where}: messages are not chat messages", got=str(item)[:120])
-    content = item.get("content")
-    if isinstance(content, list):
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise DataError(
-                f"{where}: a message is not text", got=str(content)[:120], expected="text parts only"
-            )
-        content = "\n".join(part["text"] for part in content)
-    role = "system" if item["role"] == "developer" else item["role"]
-    return {**item, "role": role, "content": content or ""}
 
 
 def _answer(message: dict[str, Any]) -> Message | None:

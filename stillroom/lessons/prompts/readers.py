@@ -39,6 +39,11 @@ def read_rows(name: str, path: Path, pattern: str | None = None) -> Iterator[tup
             yield from _reader(title)(file, title)
 
 
+def is_known_kind(path: Path) -> bool:
+    """Whether a file's name says what it is; others are read as plain text."""
+    return path.is_dir() or path.suffix.lower() == ".zip" or _reader(path.name) is not _text
+
+
 def open_files(path: Path, pattern: str | None = None) -> Iterator[tuple[str, IO[bytes]]]:
     """Every file of a file, folder or zip file, unpacked and opened, with its name; in the order of the names.
 
@@ -72,7 +77,7 @@ def open_files(path: Path, pattern: str | None = None) -> Iterator[tuple[str, IO
             yield str(path), _unpacked(path.open("rb"), path.name)
         except FileNotFoundError:
             raise DataError(
-                f"{path} does not exist", do="check the path; it is relative to the recipe"
+                f"{path} does not exist", do="check the path; those of a recipe are relative to it"
             ) from None
 
 

@@ -16,7 +16,7 @@ from stillroom.lessons.prompts.logs import is_logged, logged_question, own_param
 from stillroom.lessons.prompts.questions import Question, question_key, user_text
 from stillroom.lessons.prompts.readers import HUB, Row, read_rows
 
-__all__ = ["question_key", "read_questions", "source_title", "user_text"]
+__all__ = ["question_key", "question_of", "read_questions", "source_title", "user_text"]
 
 
 def source_title(source: PromptSource) -> str:
@@ -48,13 +48,10 @@ def read_questions(
     count = 0
     rows = itertools.islice(_with_answers(source, path), source.limit)
     for where, row in rows:
-        question, how = _question(source, row, where)
+        question, how = question_of(source, row, where)
         if how not in said and len(said) < 8:
             said.add(how)
             say(f"{source_title(source)}: {how}")
-        own = own_parameters(row)
-        if question.tools is None and own:
-            question = replace(question, **own)
         if source.answers == "given":
             question = with_given_answer(question, source_title(source))
         if source.stratify is not None:
@@ -63,6 +60,17 @@ def read_questions(
         yield question
     if count == 0:
         raise DataError(f"{path} has no questions", expected="at least one line", do="check the file")
+
+
+def question_of(source: PromptSource, row: Row, where: str) -> tuple[Question, str]:
+    """The question of one row, with tools and an answer's form of its own, and how it was read, in a few words.
+
+    Raises:
+        DataError: the row has no question.
+    """
+    question, how = _question(source, row, where)
+    own = own_parameters(row)
+    return (replace(question, **own) if question.tools is None and own else question), how
 
 
 def _stratum(column: str, row: Row, where: str) -> object:

@@ -23,6 +23,8 @@ from stillroom.lessons.prompts.tickets import write_job
 FEWEST, ENOUGH = 3, 10
 """Examples under which nothing can be invented, and under which an evaluation says little."""
 
+_KNOWN = ("reference", "tools", "tool_choice", "response_format")
+
 
 def start_job(folder: Path, *, messages: int, labelled: int, evaluation: int, seed: int) -> None:
     """Make a folder with recipe.yaml and data/, whole or not at all.
@@ -118,6 +120,8 @@ def _measured(examples: list[Question], answered: bool) -> dict[str, Any]:
     is_json = len(known) == len(objects)
     required = [key for key in known[0] if all(key in value for value in known)] if is_json else []
     check: dict[str, Any] = {"verify": "json", "required": required} if is_json else {"verify": "none"}
+    if any(example.tools for example in examples):
+        check = {"verify": "tools"}
     tasks = [
         {"file": "data/examples.jsonl", "score": "json" if is_json else "exact"},
         {"score": "likelihood"},
@@ -126,8 +130,9 @@ def _measured(examples: list[Question], answered: bool) -> dict[str, Any]:
 
 
 def _line(example: Question) -> dict[str, Any]:
-    known = {} if example.reference is None else {"reference": example.reference}
-    return {"messages": example.messages, **known}
+    """An example as it is asked, and its right answer."""
+    known = {name: getattr(example, name) for name in _KNOWN}
+    return {"messages": example.messages, **{name: value for name, value in known.items() if value}}
 
 
 def _filled(template: str, **values: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,9 +13,13 @@ from typing import Any, Self
 from stillroom.contracts.errors import DataError, RunError
 from stillroom.contracts.files import SyncedLines, storage
 from stillroom.contracts.records import Answer, Reply, Request, from_line
+from stillroom.contracts.runfolder import Run
 from stillroom.lessons.teach.answers import assistant_turn
 from stillroom.lessons.teach.keyed import KeyTable
 from stillroom.models.chat_completions import ChatReply, ChatRequest
+
+_KEPT = {"prompts": "expansion.jsonl", "teach": "answers.jsonl", "filter": "judgements.jsonl"}
+"""Files of a run in which answers were paid for, by stage."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,10 @@ class PaidAnswer(Answer):
     """US dollars, by the prices of its day; None where they were not known."""
     answered_by: str | None = None
     """The model that gave it where it comes from a log; None: the teacher was asked."""
+    reference: str | None = None
+    """The right answer; in a run it stands with the question, as `check` and `document` do."""
+    check: str | None = None
+    document: str | None = None
 
 
 @dataclass
@@ -117,13 +125,13 @@ class AnswersFile:
         """Requests with an answer or a failure."""
         return len(self._table)
 
-    def read(self, key: str) -> Answer | None:
+    def read(self, key: str) -> PaidAnswer | None:
         """The answer to a request, a failed one included, or None."""
         number = self._table.get(key)
         if number is None:
             return None
         self._file.seek(number >> 1)
-        return from_line(Answer, json.loads(self._file.readline()))
+        return from_line(PaidAnswer, json.loads(self._file.readline()))
 
     def append(self, answers: Iterable[Answer]) -> None:
         """Write answers; when this returns they are on disk, synced together.
@@ -155,15 +163,27 @@ class AnswersFile:
 
 
 def answer_of(
-    request: Request, reply: Reply, cost: float | None = None, answered_by: str | None = None
+    request: Request,
+    reply: Reply,
+    cost: float | None = None,
+    answered_by: str | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> PaidAnswer:
-    """The line that a reply becomes, with what it cost, or the model that a log says gave it."""
+    """The line that a reply becomes.
+
+    Args:
+        request: what was asked.
+        reply: what came.
+        cost: US dollars, where they are known.
+        answered_by: the model that a log says gave it.
+        known: more fields of the line, known of the question.
+    """
+    tools = request.parameters.get("tools") if isinstance(request, ChatRequest) else None
     return PaidAnswer(
         key=request.key,
         prompt=request.prompt,
         sample=request.sample,
         messages=[*request.messages, assistant_turn(reply)],
-        tools=request.parameters.get("tools") if isinstance(request, ChatRequest) else None,
         finish=reply.finish,
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,
@@ -174,6 +194,7 @@ def answer_of(
         cached_tokens=(reply.cached_tokens if isinstance(reply, ChatReply) else 0) or None,
         cost=cost,
         answered_by=answered_by,
+        **{"tools": tools, **(known or {})},
     )
 
 
@@ -183,3 +204,8 @@ def spent_in(path: Path) -> float:
         return 0.0
     with AnswersFile(path) as file:
         return file.totals.cost
+
+
+def spent_by_others(run: Run, stage: str) -> float:
+    """US dollars that the other stages of a run spent on answers: `teach.max_cost` is one limit for all."""
+    return sum(spent_in(run.folder(name) / file) for name, file in _KEPT.items() if name != stage)

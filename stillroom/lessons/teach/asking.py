@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,6 +114,8 @@ class RunPrompt(Prompt):
     answer: Message | None = None
     answered_by: str | None = None
     finish: str | None = None
+    check: str | None = None
+    document: str | None = None
 
     @property
     def own(self) -> dict[str, Any]:
@@ -123,7 +125,28 @@ class RunPrompt(Prompt):
 
 
 @dataclass(frozen=True)
-class LoggedRequest(Request):
+class KnownRequest(ChatRequest):
+    """A request with what is known of its question beside what is asked, for those who read the answer without a run."""
+
+    known: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the answer's line: reference, check, document, tools."""
+
+    @staticmethod
+    def of(request: Request, known: Mapping[str, Any]) -> KnownRequest:
+        """A request and what is known of its question."""
+        if isinstance(request, KnownRequest):
+            return replace(request, known=known)
+        own = request.parameters if isinstance(request, ChatRequest) else {}
+        return KnownRequest(request.key, request.messages, request.sample, request.prompt, own, known)
+
+    def as_asked(self) -> Request:
+        """What the teacher is given."""
+        asked = self.key, self.messages, self.sample, self.prompt
+        return ChatRequest(*asked, self.parameters) if self.parameters else Request(*asked)
+
+
+@dataclass(frozen=True)
+class LoggedRequest(KnownRequest):
     """A request that a log holds the answer of, so that it is never sent; its key does not depend on the teacher."""
 
     reply: Reply = field(kw_only=True)
@@ -134,6 +157,11 @@ def read_run_prompts(folder: Path) -> Iterator[RunPrompt]:
     """The lines of prompts/prompts.jsonl."""
     for line in read_lines(folder / "prompts.jsonl"):
         yield from_line(RunPrompt, line)
+
+
+def tools_of(prompt: RunPrompt, parameters: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The tools that a question is asked with: its own, else those of every request's `parameters`."""
+    return prompt.tools or parameters.get("tools") or None
 
 
 def requests_of(recipe: Recipe, teacher: str, prompts: Iterable[Prompt]) -> Iterator[Request]:
@@ -172,7 +200,7 @@ def take_logged(requests: Iterable[Request], file: AnswersFile) -> Iterator[Requ
 def _taken(logged: list[LoggedRequest], file: AnswersFile) -> list[LoggedRequest]:
     new = {request.key: request for request in logged if request.key not in file}
     file.append(
-        answer_of(request, request.reply, 0.0, answered_by=request.answered_by) for request in new.values()
+        answer_of(request, request.reply, 0.0, request.answered_by, request.known) for request in new.values()
     )
     return logged
 

@@ -41,10 +41,11 @@ class Bill:
     ) -> None:
         if limit is not None and price is None:
             raise UserError(
-                "what this teacher costs is not known, so no limit can be kept",
+                "what this model costs is not known, so no limit can be kept",
                 got=f"a limit of ${limit:g}",
                 expected=f"an entry for it in the prices of {BUILT_IN}, or in a file of your own",
-                do="name a file with its prices in teacher.prices or --prices, or leave the limit out",
+                do="name a file with its prices in teacher.prices (filter.judge.prices for a judge) or --prices, or leave "
+                "the limit out",
             )
         self.price, self.limit = price, limit
         self.spent, self.spent_now = spent, 0.0

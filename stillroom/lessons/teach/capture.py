@@ -17,6 +17,7 @@ from stillroom.contracts.recipe import Recipe
 from stillroom.contracts.records import Answer
 from stillroom.lessons.teach.answers import lesson_messages
 from stillroom.lessons.teach.asking import windows
+from stillroom.lessons.teach.states import append_states, open_states
 from stillroom.models.endpoint import Endpoint
 from stillroom.models.rendering import Rendered, Renderer
 from stillroom.models.vllm_scoring import MOST, VllmScorer
@@ -25,6 +26,8 @@ from stillroom.signals.capture import capture, entries_within, from_top_logprobs
 from stillroom.signals.codes import Signals
 from stillroom.signals.counter import token_keys
 from stillroom.signals.error import noise
+from stillroom.signals.head import HEAD, BookHead
+from stillroom.signals.header import HIDDEN
 from stillroom.signals.showing import sample_of
 
 _WINDOW = 512
@@ -61,25 +64,25 @@ def capture_book(
 
     Returns:
         counts for the manifest: rows, tokens with signals, bytes a token, lessons without a signal, the
-        signals' noise (see `stillroom.signals.error`).
+        signals' noise (see `stillroom.signals.error`); of a book of hidden states, the bytes of its head.
+
+    Raises:
+        RecipeError: the teacher cannot give signals of this kind, or at this temperature.
+        ModelError: its logits are not those of its last hidden state and its head.
     """
     signal = recipe.teach.signal
     _check_temperature(recipe)
-    header = BookHeader(
-        tokenizer=renderer.tokenizer_hash,
-        template=renderer.template_hash,
-        vocab=renderer.vocab_size,
-        temperature=recipe.distil.temperature,
-        kind=signal.kind,
-        budget=signal.bytes_per_token,
-        teacher=recipe.teacher.model,
-    )
-    book = _open(folder, header)
+    reader, head = None, None
+    if signal.kind == HIDDEN:
+        reader, head = open_states(teacher, recipe.teacher, renderer)
+    book = _open(folder, _header(recipe, renderer, head), head)
     counts: dict[str, float] = {"without signal": 0}
     with book, progress.meter("teacher signals", None, "lessons") as meter:
         for window in windows(_lessons(recipe, answers, renderer), _WINDOW):
             rows = [row for _, row in window]
-            if recipe.teacher.api is None:
+            if reader is not None and head is not None:
+                append_states(book, rows, reader, head, meter)
+            elif recipe.teacher.api is None:
                 _from_logits(book, rows, teacher, signal, meter)
             elif signal.source == "prompt_logprobs":
                 _from_prompts(book, rows, _reader(recipe, renderer), meter)
@@ -89,6 +92,8 @@ def capture_book(
         counts["noise"] = round(noise(sample_of(book)), 3)
         progress.say(f"signals: error at most {counts['noise']:g} of that of one drawn label a token")
     size = sum(path.stat().st_size for path in folder.glob("shard-*"))
+    if head is not None:
+        counts["bytes of the head"] = (folder / HEAD).stat().st_size
     return {
         "rows": len(book),
         "signals": book.signals,
@@ -96,6 +101,21 @@ def capture_book(
         "bytes a token": round(size / max(book.signals, 1), 2),
         **{key: value for key, value in counts.items() if value},
     }
+
+
+def _header(recipe: Recipe, renderer: Renderer, head: BookHead | None) -> BookHeader:
+    tokenizer, template, vocab = renderer.tokenizer_hash, renderer.template_hash, renderer.vocab_size
+    if head is not None:
+        return BookHeader.of_head(tokenizer, template, head, teacher=recipe.teacher.model, vocab=vocab)
+    return BookHeader(
+        tokenizer=tokenizer,
+        template=template,
+        vocab=vocab,
+        temperature=recipe.distil.temperature,
+        kind=recipe.teach.signal.kind,
+        budget=recipe.teach.signal.bytes_per_token,
+        teacher=recipe.teacher.model,
+    )
 
 
 def _check_temperature(recipe: Recipe) -> None:
@@ -108,11 +128,11 @@ def _check_temperature(recipe: Recipe) -> None:
         )
 
 
-def _open(folder: Path, header: BookHeader) -> Book:
+def _open(folder: Path, header: BookHeader, head: BookHead | None) -> Book:
     """The book to go on with. One of other settings goes; a damaged one is the owner's to judge: it was paid for."""
     if (folder / "header.json").is_file() and BookHeader.read(folder) != header:
         shutil.rmtree(folder)
-    return Book.create(folder, header)
+    return Book.create(folder, header, head)
 
 
 def _lessons(

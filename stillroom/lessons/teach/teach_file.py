@@ -11,15 +11,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
-from stillroom.contracts.conversations import conversation_of
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import PromptSource, Teach, Teacher
 from stillroom.contracts.records import Answer, Answerer, Request, Sampling, from_line, to_line
-from stillroom.lessons.prompts.logs import is_logged, logged_question, own_parameters
-from stillroom.lessons.prompts.sources import read_questions
+from stillroom.lessons.prompts.questions import Question
+from stillroom.lessons.prompts.sources import question_of, read_questions
 from stillroom.lessons.teach.answered import AnswersFile, Totals
-from stillroom.lessons.teach.asking import Asking, RunPrompt, take_logged
+from stillroom.lessons.teach.asking import Asking, KnownRequest, RunPrompt, take_logged, tools_of
 from stillroom.lessons.teach.bill import Bill
 from stillroom.lessons.teach.outlook import Outlook, look_ahead, outlook_lines
 from stillroom.lessons.teach.teach_settings import check_ways
@@ -41,19 +40,22 @@ def questions(source: str, say: Callable[[str], None]) -> Iterator[RunPrompt]:
     Raises:
         DataError: the file is missing, empty or malformed; the message names the line.
     """
-    if source == PIPE:
-        yield from _piped(sys.stdin.buffer)
-        return
-    for question in read_questions(PromptSource(file=source), Path(source), say):
+    found = (
+        _piped(sys.stdin.buffer, say)
+        if source == PIPE
+        else read_questions(PromptSource(file=source), Path(source), say)
+    )
+    for question in found:
         yield from_line(RunPrompt, {**vars(question), "source": source})
 
 
-def _piped(stream: IO[bytes]) -> Iterator[RunPrompt]:
+def _piped(stream: IO[bytes], say: Callable[[str], None]) -> Iterator[Question]:
+    piped, said = PromptSource(file=PIPE), set[str]()
     for number, raw in enumerate(stream, 1):
         text, where = raw.decode("utf-8-sig", errors="replace").strip(), f"standard input, line {number}"
         if not text.startswith("{"):
             if text:
-                yield RunPrompt([{"role": "user", "content": text}], PIPE)
+                yield Question([{"role": "user", "content": text}])
             continue
         try:
             line = json.loads(text)
@@ -61,11 +63,22 @@ def _piped(stream: IO[bytes]) -> Iterator[RunPrompt]:
             raise DataError(
                 f"{where} is not JSON", got=str(error), expected="an object, or plain text"
             ) from None
-        if is_logged(line):
-            yield from_line(RunPrompt, {**vars(logged_question(line, where)), "source": PIPE})
-        else:
-            messages, _ = conversation_of(line, where)
-            yield RunPrompt(messages, PIPE, **own_parameters(line))
+        question, how = question_of(piped, line, where)
+        if how not in said and len(said) < 8:
+            said.add(how)
+            say(f"standard input: {how}")
+        yield question
+
+
+def _known(prompt: RunPrompt, parameters: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a question and belongs on its answers' lines, since no run holds the question."""
+    found = {
+        "reference": prompt.reference,
+        "check": prompt.check,
+        "document": prompt.document,
+        "tools": tools_of(prompt, parameters),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def teach_file(
@@ -105,9 +118,13 @@ def teach_file(
     sampling = Sampling(settings.temperature, settings.top_p, settings.max_new_tokens, seed)
     asking = Asking(origin, teacher.model, sampling, settings.samples, settings.system, settings.parameters)
 
-    def requests(say: Callable[[str], None] = lambda text: None) -> Iterator[Request]:
+    def requests(say: Callable[[str], None] = _silent) -> Iterator[Request]:
         for prompt in questions(source, say):
-            yield from asking.about(prompt, api=url is not None, logged=settings.logged_answers == "take")
+            known = _known(prompt, settings.parameters)
+            for request in asking.about(
+                prompt, api=url is not None, logged=settings.logged_answers == "take"
+            ):
+                yield KnownRequest.of(request, known)
 
     own = Path(teacher.prices) if teacher.prices else None
     price, terms = price_of(teacher.model, url, own), terms_of(teacher.model, url, own)
@@ -137,12 +154,16 @@ def teach_file(
             progress.meter("teacher answers", total, "answers", done=done) as meter,
         ):
             panel = Panel(meter, total, done)
-            asked = take_logged(requests(), file)
+            asked = take_logged(requests(progress.say if unknown else _silent), file)
             taught = teach(asked, answerer, sampling, file, bill, panel, _print if echo else None)
     finally:
         answerer.close()
     conclude(taught, bill)
     return taught.counts
+
+
+def _silent(text: str) -> None:
+    """What was said once is not said again."""
 
 
 def _before(out: Path, requests: Iterable[Request], parameters: dict[str, Any]) -> tuple[Totals, Outlook]:

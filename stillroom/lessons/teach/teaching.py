@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 from stillroom.contracts.errors import ServiceFault, UserError
 from stillroom.contracts.progress import Meter
 from stillroom.contracts.records import Answer, Answerer, Finish, Reply, Request, Sampling
 from stillroom.lessons.teach.answered import AnswersFile, answer_of
-from stillroom.lessons.teach.asking import LoggedRequest
+from stillroom.lessons.teach.asking import KnownRequest, LoggedRequest
 from stillroom.lessons.teach.bill import Bill
 from stillroom.models.chat_completions import ChatReply
 from stillroom.models.opening import WhenAsked
@@ -65,32 +66,37 @@ def teach(
         TeacherError, ServiceFault: as the teacher, or it turns every request down; what had arrived is in the file.
         StorageFault: the disk is full.
     """
-    taught, asked = Taught(Counter(), proved=file.totals.answers > 0), set[str]()
+    taught = Taught(Counter(), proved=file.totals.answers > 0)
+    asked: dict[str, Mapping[str, Any]] = {}  # what is under way, and what is known of its questions
     source, held = iter(requests), list[Request]()
 
     def missing() -> Iterator[Request]:
         for request in source:
+            known = request.known if isinstance(request, KnownRequest) else {}
             if request.key in file or request.key in asked:
                 panel.cached()
                 if isinstance(request, LoggedRequest):
                     taught.counts["from logs"] += 1
                 if echo and (answer := file.read(request.key)):
-                    echo(answer)
+                    echo(replace(answer, **known))
                 continue
             if not bill.promise(request):
                 held.append(request)
                 return
-            asked.add(request.key)
-            yield request
+            asked[request.key] = known
+            yield request.as_asked() if isinstance(request, KnownRequest) else request
 
     while True:
         for arrived in together(teacher, missing(), sampling):
             # A batch that a killed process was taking over comes whole again.
             batch = [(request, reply) for request, reply in arrived if request.key not in file]
-            answers = [answer_of(request, reply, bill.settle(request, reply)) for request, reply in batch]
+            answers = [
+                answer_of(request, reply, bill.settle(request, reply), known=asked.get(request.key))
+                for request, reply in batch
+            ]
             file.append(answers)
             for answer in answers:
-                asked.discard(answer.key)
+                asked.pop(answer.key, None)
                 taught.counts[answer.finish] += 1
                 taught.counts["prompt tokens"] += answer.prompt_tokens
                 taught.counts["completion tokens"] += answer.completion_tokens

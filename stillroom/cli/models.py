@@ -1,0 +1,110 @@
+"""What can be done with a model: measure it, write it as another kind of file, serve it."""
+
+from __future__ import annotations
+
+import enum
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from stillroom.cli.results import show_results
+from stillroom.contracts.errors import StillroomError, UserError
+
+verbs = typer.Typer()
+
+
+class Score(enum.Enum):
+    """How `stillroom eval` judges an answer."""
+
+    json = "json"
+    exact = "exact"
+
+
+@verbs.command(
+    name="eval", epilog="Examples: stillroom eval runs/tickets; stillroom eval model.gguf --file eval.jsonl"
+)
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="A run folder, a Hugging Face folder or a .gguf file.")],
+    file: Annotated[Optional[Path], typer.Option(help="Items to measure a model on.")] = None,  # noqa: UP045
+    score: Annotated[Score, typer.Option(help="How answers are held against the right ones.")] = Score.json,
+    tokenizer: Annotated[Optional[str], typer.Option(help="Tokenizer folder of a .gguf file.")] = None,  # noqa: UP045
+    limit: Annotated[Optional[int], typer.Option(help="Use at most this many items.")] = None,  # noqa: UP045
+) -> None:
+    """Measure a run's models again, or any model on a file of questions with right answers."""
+    from stillroom.contracts.runfolder import Run
+    from stillroom.display import open_progress
+
+    if Run.is_run(path):
+        from stillroom.pipeline import run_pipeline
+
+        found = Run.open(path)
+        found.need("quantise")
+        with found.locked():
+            run_pipeline(found, open_progress(), until="evaluate", again="evaluate")
+        show_results(found)
+        return
+    if file is None:
+        raise UserError(
+            "a model needs items to be measured on", do="--file eval.jsonl, lines with messages and reference"
+        )
+    from stillroom.evaluation import ModelSpec, evaluate, load_task
+
+    spec = ModelSpec(path.name, "gguf" if path.suffix == ".gguf" else "local", str(path), tokenizer=tokenizer)
+    task = load_task(file, score.value, file.stem, limit=limit)
+    for row in evaluate([spec], [task], progress=open_progress()).rows:
+        if row.at is None:
+            interval = (
+                f"  [{row.low:.4f}, {row.high:.4f}]" if row.low is not None and row.high is not None else ""
+            )
+            print(f"{row.metric:<24} {row.value:,.4f}{interval}")
+
+
+@verbs.command(epilog="Example: stillroom export runs/tickets --kind Q8_0 --out tickets-Q8_0.gguf")
+def export(
+    path: Annotated[Path, typer.Argument(help="A run folder or a Hugging Face folder.")],
+    kind: Annotated[str, typer.Option(help="F32, F16, Q8_0 or Q4_K_M.")] = "Q4_K_M",
+    out: Annotated[Optional[Path], typer.Option(help="The file to write.")] = None,  # noqa: UP045
+) -> None:
+    """Write a model as a GGUF file of another kind, checked against the Hugging Face folder."""
+    from stillroom.contracts.runfolder import Run
+    from stillroom.gguf import check_parity, export
+
+    source = Run.open(path).need("distil") / "student" if Run.is_run(path) else path
+    target = out or Path(f"{path.resolve().name}-{kind}.gguf")
+    made = export(source, target, kind)
+    try:
+        parity = check_parity(source, target)
+    except StillroomError:
+        target.unlink(missing_ok=True)
+        raise
+    print(f"{target}  {made.bytes:,} bytes; mean KL to the source {parity.mean_kl:.2e} nats a token")
+
+
+@verbs.command(epilog="Examples: stillroom serve runs/tickets; stillroom serve model.gguf --port 8081")
+def serve(
+    path: Annotated[Path, typer.Argument(help="A run folder or a .gguf file.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    context: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Context length of a conversation, in tokens. Empty: the run's export.context."),
+    ] = None,
+    parallel: Annotated[int, typer.Option(help="Conversations at a time.")] = 4,
+    api_key_env: Annotated[
+        str, typer.Option(help="Variable with the key that clients must send, if any.")
+    ] = "STILLROOM_API_KEY",
+) -> None:
+    """Serve the student with an OpenAI-compatible API: chat completions, completions, models."""
+    from stillroom.serving import serve as serve_file
+
+    serve_file(
+        path,
+        host=host,
+        port=port,
+        context=context,
+        parallel=parallel,
+        api_key=os.environ.get(api_key_env) or None,
+        announce=print,
+    )

@@ -1,0 +1,113 @@
+"""The whole way of a run: what it would do, doing it, how far it is, its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from stillroom.cli.results import show_results
+from stillroom.contracts.errors import UserError
+
+if TYPE_CHECKING:
+    from stillroom.contracts.runfolder import Run
+
+verbs = typer.Typer()
+
+Sets = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads this at run time
+    typer.Option("--set", help="Override a setting: --set distil.learning_rate=1e-4. May be repeated."),
+]
+Runs = Annotated[Path, typer.Option(help="Where run folders are.", envvar="STILLROOM_RUNS")]
+RecipePath = Annotated[Path, typer.Argument(help="A recipe, a folder with recipe.yaml, or a run folder.")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder, such as runs/tickets.")]
+
+
+def _run_of(path: Path, sets: list[str] | None, runs: Path) -> Run:
+    """The run that a recipe gets, or the run in a folder; nothing is written."""
+    from stillroom.contracts.loading import load_recipe
+    from stillroom.contracts.runfolder import Run
+
+    if Run.is_run(path):
+        return Run.open(path, sets or ())
+    recipe = load_recipe(path, sets or ())
+    return Run(runs / recipe.name, recipe, (path if path.is_dir() else path.parent).resolve())
+
+
+@verbs.command(epilog="Example: stillroom plan tickets --set distil.batch_size=64")
+def plan(recipe: RecipePath, sets: Sets = None, runs: Runs = Path("runs")) -> None:
+    """Say what a run would do and what it needs, without doing it: stages, parameters, memory, disk."""
+    from stillroom.lessons.expand.forecast import forecast, forecast_lines
+    from stillroom.planning.plan import Asked, plan_lines
+
+    run = _run_of(recipe, sets, runs)
+    found = forecast(run)
+    for line in plan_lines(run, Asked(found.answers, found.mean_tokens, list(forecast_lines(found, run)))):
+        print(line)
+
+
+@verbs.command(
+    epilog="Examples: stillroom run tickets; stillroom run tickets --set baselines=[]; stillroom run tickets --dry-run"
+)
+def run(
+    recipe: RecipePath,
+    sets: Sets = None,
+    runs: Runs = Path("runs"),
+    until: Annotated[Optional[str], typer.Option(help="Stop after this stage.")] = None,  # noqa: UP045
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and why, then stop.")
+    ] = False,
+) -> None:
+    """Go the whole way: prompts, teach, filter, distil, quantise, evaluate, export, report.
+
+    What is done is skipped, what was stopped goes on, and one line says why a stage runs.
+    """
+    from stillroom.display import open_progress
+    from stillroom.pipeline import STAGES, check, outlook, run_pipeline
+
+    names = [stage.name for stage in STAGES]
+    if until is not None and until not in names:
+        raise UserError(f"there is no stage {until}", expected=", ".join(names))
+    found = _run_of(recipe, sets, runs)
+    check(found)
+    if dry_run:
+        for item in outlook(found):
+            print(
+                f"{item.stage.name:<10} {'runs: ' + item.reason if item.reason else 'holds, would be skipped'}"
+            )
+        return
+    found.save_recipe()
+    with found.locked():
+        run_pipeline(found, open_progress(), until=until)
+    if until is None:
+        show_results(found)
+
+
+@verbs.command(epilog="Example: stillroom status runs/tickets")
+def status(path: RunPath) -> None:
+    """Say which stages of a run are done, with their counts and seconds, and what would run next."""
+    from stillroom.contracts.runfolder import Run
+    from stillroom.display import duration
+    from stillroom.pipeline import outlook
+
+    found = Run.open(path)
+    for item in outlook(found):
+        manifest = found.manifest(item.stage.name)
+        if manifest is None:
+            print(f"{item.stage.name:<10} {item.reason}")
+            continue
+        counts = ", ".join(f"{v:,} {k}" for k, v in manifest.counts.items() if isinstance(v, int) and v)
+        state = "done" if item.reason is None else f"out of date: {item.reason}"
+        print(f"{item.stage.name:<10} {state}, {duration(manifest.seconds)}  {counts}")
+
+
+@verbs.command(epilog="Example: stillroom report runs/tickets")
+def report(path: RunPath) -> None:
+    """Write the report of a run anew: runs/NAME/report.html."""
+    from stillroom.contracts.runfolder import Run
+    from stillroom.report.page import write_report
+
+    found = Run.open(path)
+    found.need("evaluate")
+    print(write_report(found))

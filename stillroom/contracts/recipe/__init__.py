@@ -1,0 +1,39 @@
+"""The recipe: one YAML file, one typed model, one home per setting.
+
+Every field has a description; `docs/recipe.md` and the JSON Schema are generated from them.
+"""
+
+from stillroom.contracts.recipe.distil import Baseline, Distil, Loss
+from stillroom.contracts.recipe.evaluate import Evaluate, Task
+from stillroom.contracts.recipe.export import Export, Kind
+from stillroom.contracts.recipe.filter import Filter
+from stillroom.contracts.recipe.models import Lora, Prune, Student, Teacher
+from stillroom.contracts.recipe.prompts import Expand, Form, Method, Mix, PromptSource, Splits
+from stillroom.contracts.recipe.section import Section
+from stillroom.contracts.recipe.teach import Signal, Teach
+from stillroom.contracts.recipe.whole import Recipe
+
+__all__ = [
+    "Baseline",
+    "Distil",
+    "Evaluate",
+    "Expand",
+    "Export",
+    "Filter",
+    "Form",
+    "Kind",
+    "Lora",
+    "Loss",
+    "Method",
+    "Mix",
+    "PromptSource",
+    "Prune",
+    "Recipe",
+    "Section",
+    "Signal",
+    "Splits",
+    "Student",
+    "Task",
+    "Teach",
+    "Teacher",
+]

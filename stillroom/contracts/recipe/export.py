@@ -1,0 +1,21 @@
+"""What is handed over: the kinds of model file and what goes beside them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stillroom.contracts.recipe.section import Section
+
+Kind = Literal["F32", "F16", "Q8_0", "Q4_K_M"]
+
+
+class Export(Section):
+    """What goes beside the model files."""
+
+    license: str = Field("other", description="SPDX name of the student's licence, for its card.")
+    system: str | None = Field(
+        None, description="System prompt written into the Modelfile. Empty: teach.system."
+    )
+    context: int = Field(4096, ge=64, description="Context length in the Modelfile and the server commands.")

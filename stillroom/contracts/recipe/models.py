@@ -1,0 +1,102 @@
+"""Who teaches and who learns."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stillroom.contracts.recipe.section import Section
+
+
+class Teacher(Section):
+    """The model that is asked."""
+
+    model: str = Field(
+        description="A hub id, a Hugging Face folder, a .gguf file, `embedded:tickets-teacher`, or the model's name "
+        "at an API."
+    )
+    api: str | None = Field(
+        None,
+        description="Base URL of an OpenAI-compatible API (http://127.0.0.1:8080/v1), or `openai` for "
+        "$OPENAI_BASE_URL, else the provider's default. Empty: the model is local.",
+    )
+    api_key_env: str = Field(
+        "OPENAI_API_KEY",
+        description="The environment variable that holds the API key; the key itself is never kept.",
+    )
+    tokenizer: str | None = Field(
+        None,
+        description="Folder or hub id of the tokenizer, for a .gguf teacher or an API whose tokens are kept. "
+        "Empty: the student's.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "8-bit", "4-bit"] = Field(
+        "auto",
+        description="Number format of a local teacher; `auto` is bfloat16 where the hardware is quick at it, else float32. "
+        "`8-bit` and `4-bit` quantise it while it is loaded and need bitsandbytes.",
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model. Off unless you say so."
+    )
+    accept_terms: bool = Field(
+        False,
+        description="You have read the terms of a teacher that forbid training other models with its answers, and "
+        "this use is allowed to you all the same.",
+    )
+    prices: str | None = Field(
+        None,
+        description="YAML file of prices and terms in the form of stillroom/embedded/teachers.yaml, whose entries come "
+        "before the built-in ones.",
+    )
+
+    @field_validator("api")
+    @classmethod
+    def _without_password(cls, api: str | None) -> str | None:
+        # Recipes are copied into runs and shared; nothing secret may stand in one.
+        if api and "@" in api.partition("//")[2].partition("/")[0]:
+            raise ValueError("a URL without a name or password; the key belongs in $OPENAI_API_KEY")
+        return api
+
+
+class Prune(Section):
+    """A student cut out of a larger model."""
+
+    layers: Annotated[int, Field(ge=1, description="How many layers the student keeps.")]
+    keep: Literal["first", "spread"] = Field(
+        "spread", description="`first`: the first layers. `spread`: evenly spaced, first and last included."
+    )
+    source: str | None = Field(None, description="Folder or hub id to cut from. Empty: the teacher.")
+
+
+class Lora(Section):
+    """Low-rank adapters instead of full training; merged into the student at the end."""
+
+    rank: Annotated[int, Field(ge=1, description="Rank of the adapters.")] = 16
+    alpha: float = Field(32.0, description="Scale of the adapters; alpha / rank multiplies them.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the adapters' input.")
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj"],
+        description="Names of the linear layers that get an adapter.",
+    )
+
+
+class Student(Section):
+    """The model that learns: exactly one of `model`, `prune`, `config`."""
+
+    model: str | None = Field(None, description="A pretrained Hugging Face folder or hub id.")
+    prune: Prune | None = Field(None, description="Cut the student out of a larger model.")
+    config: dict[str, Any] | None = Field(
+        None,
+        description="A fresh student: keys of the architecture's transformers config that differ from the teacher's.",
+    )
+    lora: Lora | None = Field(None, description="Train low-rank adapters instead of all weights.")
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model. Off unless you say so."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Student:
+        given = [name for name in ("model", "prune", "config") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of model, prune, config (got {', '.join(given) or 'none'})")
+        return self

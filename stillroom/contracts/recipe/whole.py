@@ -1,0 +1,90 @@
+"""The whole recipe, and which of its settings go together."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field, field_validator, model_validator
+
+from stillroom.contracts.recipe.distil import Baseline, Distil
+from stillroom.contracts.recipe.evaluate import Evaluate
+from stillroom.contracts.recipe.export import Export, Kind
+from stillroom.contracts.recipe.filter import Filter
+from stillroom.contracts.recipe.models import Student, Teacher
+from stillroom.contracts.recipe.prompts import Mix, PromptSource, Splits
+from stillroom.contracts.recipe.section import Section
+from stillroom.contracts.recipe.teach import Teach
+
+
+class Recipe(Section):
+    """A whole distillation."""
+
+    name: str = Field(description="The run's name; its folder is runs/NAME.")
+    seed: int = Field(0, description="Seeds every random choice.")
+    teacher: Teacher = Field(description="The model that is asked.")
+    student: Student = Field(description="The model that learns.")
+    prompts: list[PromptSource] = Field(description="Where the questions come from.", min_length=1)
+    mix: Mix = Field(default_factory=Mix, description="How many questions are taken of all sources together.")
+    splits: Splits = Field(default_factory=Splits, description="Which questions serve for what.")
+    teach: Teach = Field(default_factory=Teach, description="How the teacher is asked.")
+    filter: Filter = Field(default_factory=Filter, description="Which answers become lessons.")
+    distil: Distil = Field(default_factory=Distil, description="How the student trains.")
+    baselines: list[Baseline] = Field(
+        [],
+        description="Trained or measured beside the student, with the same steps. `before`: the student untrained. "
+        "`labels-only`: trained on the sources' own right answers. `answers-only`: trained on the teacher's text "
+        "without its signals.",
+    )
+    quantise: list[Kind] = Field(
+        ["Q4_K_M"], description="GGUF files to write; F16 is always written and checked."
+    )
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="How the models are measured.")
+    export: Export = Field(default_factory=Export, description="What goes beside the model files.")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError(
+                "a name has letters, digits, '.', '_' and '-' only, and starts with a letter or digit"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if self.distil.loss.soft > 0 and self.teach.signal.kind == "none":
+            raise ValueError(
+                "distil.loss.soft is above 0 but teach.signal.kind is none: there is nothing to match"
+            )
+        given = [one.file for one in self.prompts if one.form == "corpus" or one.answers == "given"]
+        if given and (self.teach.samples > 1 or self.teach.logged_answers == "ask"):
+            raise ValueError(
+                f"{', '.join(given)} brings its own text: teach.samples must be 1 and teach.logged_answers `take`"
+            )
+        soft = self.teacher.api is not None and self.distil.loss.soft > 0
+        if soft and given and self.teach.signal.source == "top_logprobs":
+            raise ValueError(
+                f"this API would not read the text that {', '.join(given)} brings: set teach.signal.source to "
+                "prompt_logprobs (vLLM can), or distil.loss.soft to 0"
+            )
+        if soft and self.distil.temperature != 1:
+            raise ValueError(
+                "an API's log-probabilities are those of temperature 1: set distil.temperature to 1"
+            )
+        foreign = self.teacher.api is not None or self.teacher.model.endswith(".gguf")
+        own = self.student.model or (self.student.prune and self.student.prune.source)
+        if foreign and not own:
+            raise ValueError(
+                "this teacher is no Hugging Face folder, so no student can be cut from it or shaped like it: "
+                "give student.model or student.prune.source"
+            )
+        if foreign and self.teach.signal.kind == "hidden":
+            raise ValueError(
+                "only a Hugging Face folder tells hidden states: set teach.signal.kind to top-k for an API, to "
+                "head+draws for a .gguf file"
+            )
+        if self.teacher.api and self.teach.signal.kind == "head+draws":
+            raise ValueError(
+                "an API gives its top log-probabilities only: set teach.signal.kind to top-k or none"
+            )
+        return self

@@ -1,0 +1,106 @@
+"""The way to llama.cpp's server and back: a request's bytes out, an answer's bytes as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import aiohttp
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from stillroom.serving.answers import ApiError
+
+Result = TypeVar("Result")
+
+
+def backend_of(request: Request) -> str:
+    """The backend's address.
+
+    Raises:
+        ApiError: there is none at present.
+    """
+    url: str | None = request.app.state.backend_url
+    if url is None:
+        raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded; try again in a moment")
+    return url.rstrip("/")
+
+
+async def ask(request: Request, body: bytes) -> aiohttp.ClientResponse:
+    """The backend's answer, its body not yet read.
+
+    Raises:
+        ApiError: it cannot be reached.
+    """
+    session: aiohttp.ClientSession = request.app.state.session
+    headers = {"content-type": "application/json", "accept-encoding": "identity"}
+    try:
+        return await session.post(backend_of(request) + request.url.path, data=body, headers=headers)
+    except (aiohttp.ClientError, OSError) as error:
+        raise unreachable(error) from error
+
+
+def unreachable(error: Exception) -> ApiError:
+    """What a client is told when the backend does not answer."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "the model is not running; try again in a moment")
+    return ApiError(HTTPStatus.BAD_GATEWAY, "the model stopped while answering; try again")
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The work's result; where the client hangs up first, the work is cancelled.
+
+    Raises:
+        ClientDisconnect: the client hung up.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class Relay(StreamingResponse):
+    """A stream of events passed on as they come; ended in every case, also where the client left before it began."""
+
+    def __init__(self, upstream: aiohttp.ClientResponse) -> None:
+        self._upstream = upstream
+        super().__init__(
+            self._lines(),
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+            media_type="text/event-stream",
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._upstream.close()
+
+    async def _lines(self) -> AsyncIterator[bytes]:
+        """Whole lines only, so that a backend that dies in mid-line leaves nothing that a client cannot parse."""
+        half = b""
+        try:
+            async for chunk in self._upstream.content.iter_any():
+                lines, newline, half = (half + chunk).rpartition(b"\n")
+                if newline:
+                    yield lines + newline
+        except (aiohttp.ClientError, OSError) as error:
+            yield b"\ndata: " + json.dumps(unreachable(error).body).encode() + b"\n\n"
+        else:
+            yield half

@@ -1,0 +1,57 @@
+"""Numbers of a few bits packed end to end, and columns taken one after another from a row's bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+
+def pack(values: NDArray[np.integer], bits: int) -> Bytes:
+    """The values' low `bits` bits (at most 24), one after another, lowest first."""
+    spread = (values.astype(np.uint32)[:, None] >> np.arange(bits, dtype=np.uint32)) & 1
+    return np.packbits(spread.astype(np.uint8), bitorder="little")
+
+
+def unpack(data: Bytes, count: int, bits: int) -> NDArray[np.int64]:
+    """The first `count` values of `bits` bits."""
+    padded = np.zeros(len(data) + 4, np.uint8)
+    padded[:-4] = data
+    # The four bytes from each place on as one number: 24 bits and a shift of up to 7 lie within them.
+    words = np.ndarray((len(data) + 1,), "<u4", padded, strides=(1,))
+    start = np.arange(count) * bits
+    found = words[start >> 3].astype(np.int64)
+    found >>= start & 7
+    found &= (1 << bits) - 1
+    return found
+
+
+class ColumnReader:
+    """Takes columns from the front of a row's bytes, without copying them."""
+
+    def __init__(self, data: Bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, dtype: str, count: int) -> NDArray[Any]:
+        """The next `count` numbers.
+
+        Raises:
+            ValueError: the row is shorter.
+        """
+        size = count * np.dtype(dtype).itemsize
+        if self.at + size > len(self.data):
+            raise ValueError("the row is shorter than its columns")
+        self.at += size
+        return self.data[self.at - size : self.at].view(dtype)
+
+    def packed(self, count: int, bits: int) -> NDArray[np.int64]:
+        """The next `count` numbers of `bits` bits, which fill whole bytes. Errors as in `take`."""
+        return unpack(self.take("u1", -(-count * bits // 8)), count, bits)
+
+    def finish(self) -> None:
+        """Raise ValueError unless all was taken."""
+        if self.at != len(self.data):
+            raise ValueError("the row is longer than its columns")
