@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from stillroom.contracts.errors import BookError, ModelError, RecipeError, StorageFault
 from stillroom.contracts.progress import Progress
-from stillroom.contracts.recipe.teach import Signal
+from stillroom.contracts.recipe import Signal, Student
 from stillroom.losses import fused_linear_divergence
 from stillroom.models.local import LocalModel
 from stillroom.models.rendering import Rendered
@@ -645,18 +646,23 @@ def test_how_sure_the_teacher_was_is_read_from_the_states(
     torch.testing.assert_close(torch.tensor([chance for _, chance in pieces]), want, rtol=1e-2, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("teacher", "words"),
-    [({"model": "teacher.gguf"}, r"a \.gguf file"), ({"api": "http://127.0.0.1:1/v1"}, "an API")],
-)
-def test_teachers_that_cannot_tell_hidden_states_say_so(
-    tmp_path: Path, teacher: dict[str, str], words: str
+@pytest.mark.parametrize("teacher", [{"model": "teacher.gguf"}, {"api": "http://127.0.0.1:1/v1"}])
+def test_teachers_that_cannot_tell_hidden_states_are_refused_before_they_are_asked(
+    teacher: dict[str, str],
 ) -> None:
-    from stillroom.lessons.teach.capture import capture_book
+    with pytest.raises(RecipeError, match=r"only a Hugging Face folder tells hidden states[\s\S]*top-k"):
+        recipe_of(temperature=1.0, **teacher)
 
-    recipe = recipe_of(temperature=1.0, **teacher)
-    with pytest.raises(RecipeError, match=rf"does not tell its hidden states[\s\S]*{words}[\s\S]*top-k"):
-        capture_book(tmp_path, recipe, [], None, None, Progress())  # type: ignore[arg-type]
+
+def test_the_plan_says_the_head_s_share_of_the_book(folder: Path, tmp_path: Path) -> None:
+    from stillroom.contracts.runfolder import Run
+    from stillroom.planning.plan import Asked, plan_lines
+
+    recipe = recipe_of(model=str(folder)).model_copy(
+        update={"student": Student.model_validate({"prune": {"layers": 1}})}
+    )
+    text = "\n".join(plan_lines(Run(tmp_path / "run", recipe, tmp_path), Asked(1000, None, [])))
+    assert re.search(rf"of it are the teacher's head, each token's hidden state {2 * WIDTH:,} bytes", text)
 
 
 def test_a_recipe_of_kind_hidden_runs_through_and_its_student_learns(folder: Path, tmp_path: Path) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from stillroom.contracts.errors import RecipeError
 from stillroom.contracts.progress import Meter
-from stillroom.contracts.recipe import Teacher
 from stillroom.models.rendering import Rendered, Renderer
 from stillroom.signals.book import Book
 from stillroom.signals.head import BookHead
@@ -17,39 +15,24 @@ if TYPE_CHECKING:
     from stillroom.models.states import StateReader
 
 
-def open_states(teacher: Any, settings: Teacher, renderer: Renderer) -> tuple[StateReader, BookHead]:
+def open_states(teacher: Any, renderer: Renderer) -> tuple[StateReader, BookHead]:
     """What tells hidden states, and their head: loaded now, for the book's header says which head it is.
 
     Args:
-        teacher: the teacher, or what loads it when asked.
-        settings: the recipe's section.
+        teacher: a LocalModel, or what loads it when asked for its `teacher`; a recipe promises no other kind.
         renderer: whose tokens the book will hold.
 
     Raises:
-        RecipeError: this teacher tells none.
         ModelError: it cannot be loaded, or an adapter sits on its head.
     """
-    if not (settings.api or settings.model.endswith(".gguf")):
-        # Only here, where it is used: transformers is large.
-        from stillroom.models.local import LocalModel
-        from stillroom.models.states import StateReader
+    # Only here, where it is used: transformers is large.
+    from stillroom.models.states import StateReader
 
-        local = getattr(teacher, "teacher", teacher)
-        if isinstance(local, LocalModel):
-            reader = StateReader(local)
-            head, known = reader.head, renderer.vocab_size
-            # A padded head has columns for no token.
-            bias = None if head.bias is None else head.bias[:known]
-            kept = BookHead.of(head.weight[:known], bias, scale=head.scale, softcap=head.softcap)
-            return reader, kept
-    what = "an API" if settings.api else "a .gguf file"
-    raise RecipeError(
-        "this teacher does not tell its hidden states",
-        got=f"teach.signal.kind: hidden, of {what}",
-        expected="a transformers model on this machine",
-        do="set teach.signal.kind to top-k for an API, to head+draws for a .gguf file, or name the teacher's Hugging Face "
-        "folder",
-    )
+    reader = StateReader(getattr(teacher, "teacher", teacher))
+    head, known = reader.head, renderer.vocab_size
+    # A padded head has columns for no token.
+    bias = None if head.bias is None else head.bias[:known]
+    return reader, BookHead.of(head.weight[:known], bias, scale=head.scale, softcap=head.softcap)
 
 
 def append_states(

@@ -1,0 +1,152 @@
+"""Running the stages: each is skipped while what it depends on still holds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from stillroom import __version__
+from stillroom.contracts.progress import Progress
+from stillroom.contracts.runfolder import Manifest, Run, changes, fingerprint
+from stillroom.models.endpoint import base_url
+from stillroom.models.origins import student_source
+from stillroom.models.references import resolve_model
+from stillroom.models.teachers import check_terms, terms_of
+from stillroom.pipeline.order import STAGES, Stage
+from stillroom.stages.context import StageContext
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Whether a stage must run, and why."""
+
+    stage: Stage
+    fingerprint: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    reason: str | None
+    """None: its result still holds."""
+
+
+def outlook(run: Run) -> list[Outlook]:
+    """What a run of this folder would do now, in order.
+
+    Raises:
+        DataError, ModelError: a file or model that the recipe names is not there.
+    """
+    found: dict[str, Outlook] = {}
+    for stage in STAGES:
+        settings = stage.settings(run)
+        inputs = {name: found[name].fingerprint for name in stage.reads}
+        mark = fingerprint(settings, inputs)
+        manifest = run.manifest(stage.name)
+        stale = [name for name in stage.reads if found[name].reason]
+        reason: str | None = None
+        if manifest is None:
+            reason = "not finished" if run.folder(stage.name).is_dir() else "new"
+        elif differences := changes(manifest.settings, settings):
+            reason = "; ".join(differences[:3]) + (
+                f" and {len(differences) - 3} more" if differences[3:] else ""
+            )
+        elif stale or manifest.inputs != inputs:
+            reason = f"{' and '.join(stale) or 'an earlier stage'} changed"
+        found[stage.name] = Outlook(stage, mark, settings, inputs, reason)
+    return list(found.values())
+
+
+def check(run: Run) -> None:
+    """Refuse what cannot work before anything is loaded or paid for.
+
+    Raises:
+        DataError: a file that the recipe names is not there.
+        TeacherError: the teacher is still to be asked, and its terms forbid this.
+        ModelError: a model is not there, or teacher and student do not share a vocabulary.
+    """
+    ahead = outlook(run)
+    recipe = run.recipe
+    teacher = recipe.teacher
+    if any(item.reason for item in ahead if item.stage.name == "teach"):
+        own = run.locate(teacher.prices) if teacher.prices else None
+        terms = terms_of(teacher.model, base_url(teacher.api) if teacher.api else None, own)
+        check_terms(teacher.model, terms, accepted=teacher.accept_terms)
+    if teacher.api or teacher.model.endswith(".gguf") or recipe.distil.loss.soft == 0:
+        return  # API and GGUF teachers are compared token by token when they answer
+    from stillroom.models.vocabulary import check_same_vocabulary
+
+    check_same_vocabulary(resolve_model(teacher.model, run.base), student_source(recipe, run.base))
+
+
+def run_pipeline(
+    run: Run, progress: Progress, *, until: str | None = None, again: str | None = None
+) -> list[str]:
+    """Run what must run, skip what holds, and write the report; returns the names of the stages that ran.
+
+    Args:
+        run: the run's folder and recipe.
+        progress: where to report to.
+        until: stop after this stage, without a report unless it is the evaluation.
+        again: run this stage although it holds.
+    """
+    ran = []
+    for item in outlook(run):
+        name = item.stage.name
+        if item.reason is None and name != again:
+            progress.say(f"{name}: holds, skipped")
+        else:
+            _run_stage(run, item, progress)
+            ran.append(name)
+        if name == until:
+            break
+    if run.manifest("evaluate") and (ran or not (run.path / "report.html").is_file()):
+        from stillroom.report.page import write_report
+
+        write_report(run)
+    return ran
+
+
+def _run_stage(run: Run, item: Outlook, progress: Progress) -> None:
+    stage = item.stage
+    resumed = run.begin(stage.name, item.fingerprint, stage.keeps)
+    why = "goes on where it stopped" if resumed else item.reason or "asked for"
+    progress.say(f"{stage.name}: {why}")
+    began = time.monotonic()
+    counts = stage.run(StageContext(run, stage.name, progress))
+    seconds = time.monotonic() - began
+    Manifest(
+        stage=stage.name,
+        fingerprint=item.fingerprint,
+        settings=item.settings,
+        inputs=item.inputs,
+        counts=counts,
+        seconds=round(seconds, 2),
+        peak_memory_bytes=_peak_memory(),
+        seed=run.recipe.seed,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=_versions(),
+    ).write(run.folder(stage.name))
+    progress.say(f"{stage.name}: done in {seconds:.1f} s{_headline(counts)}")
+
+
+def _headline(counts: dict[str, Any]) -> str:
+    shown = [f"{value:,} {key}" for key, value in counts.items() if isinstance(value, int) and value]
+    return f" ({', '.join(shown[:5])})" if shown else ""
+
+
+def _peak_memory() -> int:
+    """Peak resident memory of this process so far, bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    found = {"stillroom": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "peft", "xllamacpp", "gguf"):
+        found[name] = importlib.metadata.version(name)
+    return found
