@@ -292,6 +292,13 @@ def test_a_call_of_an_api_is_judged_as_the_text_that_open_models_write(
     assert sorted("tools" in body for body in sent) == [False, True]  # the second time nobody was asked
 
 
+def test_a_recipes_tools_are_declared_where_an_item_has_none_of_its_own(tmp_path: Path) -> None:
+    lines = [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d", "tools": TOOLS[:1]}]
+    path = write_jsonl(tmp_path / "eval.jsonl", lines)
+    plain, own = load_task(path, "exact", "t", tools=[*TOOLS, *TOOLS]).items or ()
+    assert (plain.tools, own.tools) == ([*TOOLS, *TOOLS], TOOLS[:1])
+
+
 def test_what_declares_no_tools_keeps_the_key_of_its_task() -> None:
     item, lesson = Item([{"role": "user", "content": "a"}], "b"), Lesson("i", turns("a", "b"))
     # Taken before there were tools.

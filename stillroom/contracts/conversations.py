@@ -76,9 +76,9 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
 
 def calls_text(calls: Sequence[dict[str, Any]]) -> str:
     """Calls of tools in OpenAI's form as text, in the tags in which most open models write theirs."""
-    functions = [call["function"] for call in calls]
+    functions = [call.get("function") or {} for call in calls]
     return "\n".join(
-        f'<tool_call>\n{{"name": {json.dumps(function["name"])}, "arguments": {_arguments(function)}}}\n</tool_call>'
+        f'<tool_call>\n{{"name": {json.dumps(function.get("name"))}, "arguments": {_arguments(function)}}}\n</tool_call>'
         for function in functions
     )
 

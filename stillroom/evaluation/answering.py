@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from stillroom.contracts.conversations import calls_text
 from stillroom.contracts.errors import ServiceFault
 from stillroom.contracts.files import SyncedLines, read_lines
 from stillroom.contracts.records import Answerer, Reply, Request, Sampling, content_key, from_line
@@ -89,13 +89,7 @@ def _request(key: str, item: Item) -> Request:
 def _as_text(reply: Reply) -> Reply:
     """The reply with calls that an API keeps apart in its text, in the tags in which most open models write theirs."""
     calls = reply.tool_calls or [] if isinstance(reply, ChatReply) else []
-    functions = [call.get("function") or {} for call in calls]
-    written = [
-        f'<tool_call>\n{{"name": {json.dumps(function.get("name"))}, "arguments": {function.get("arguments") or "{}"}}}\n'
-        "</tool_call>"
-        for function in functions
-    ]
-    return replace(reply, text="\n".join(filter(None, [reply.text, *written]))) if written else reply
+    return replace(reply, text="\n".join(filter(None, [reply.text, calls_text(calls)]))) if calls else reply
 
 
 def _kept(answers: Path | None, questions: dict[str, Request]) -> dict[str, Reply]:

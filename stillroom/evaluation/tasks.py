@@ -49,7 +49,13 @@ class EvaluationTask:
 
 
 def load_task(
-    path: Path, score: Score, name: str, *, limit: int | None = None, system: str | None = None
+    path: Path,
+    score: Score,
+    name: str,
+    *,
+    limit: int | None = None,
+    system: str | None = None,
+    tools: list[dict[str, Any]] | None = None,
 ) -> EvaluationTask:
     """A task's file: JSONL of chat messages with the right answer.
 
@@ -61,6 +67,7 @@ def load_task(
         score: `json` or `exact`; with `json` every reference must be a JSON object.
         limit: use the first so many items.
         system: put before every conversation that has no system prompt of its own.
+        tools: declared where a line has none of its own.
 
     Raises:
         DataError: the file is missing or empty, or a line is not usable; the message names the line.
@@ -69,7 +76,7 @@ def load_task(
     for number, line in enumerate(read_lines(path), 1):
         if limit is not None and len(items) >= limit:
             break
-        items.append(_item(line, f"{path}, item {number}", score, system))
+        items.append(_item(line, f"{path}, item {number}", score, system, tools))
     if not items:
         raise DataError(
             f"{path} has no items",
@@ -100,7 +107,9 @@ def held_out_lessons(path: Path, name: str, limit: int | None = None) -> Evaluat
     return EvaluationTask(name, "likelihood", lessons=lessons)
 
 
-def _item(line: dict[str, Any], where: str, score: Score, system: str | None) -> Item:
+def _item(
+    line: dict[str, Any], where: str, score: Score, system: str | None, tools: list[dict[str, Any]] | None
+) -> Item:
     messages, reference = conversation_of(line, where)
     if reference is None:
         raise DataError(
@@ -115,7 +124,7 @@ def _item(line: dict[str, Any], where: str, score: Score, system: str | None) ->
             expected='an object such as {"intent": "refund"}',
             do="mend the line, or score the task with `exact`",
         )
-    return Item(with_system(messages, system), reference, _tools(line.get("tools"), where))
+    return Item(with_system(messages, system), reference, _tools(line.get("tools", tools), where))
 
 
 def _tools(given: Any, where: str) -> list[dict[str, Any]] | None:

@@ -47,8 +47,8 @@ def _prompts(run: Run) -> dict[str, Any]:
     # Only what is used: runs from before there was a mixture, an expansion or a corpus still hold.
     if any(source.form == "corpus" for source in recipe.prompts):
         found["blocks"] = {"tokens": recipe.distil.max_length, "tokenizer": _student_content(run)}
-    if recipe.mix.count is not None:
-        found["mix"] = _plain(recipe.mix)
+    if mix := recipe.mix.model_dump(mode="json", exclude_none=True):
+        found["mix"] = mix
     if any(source.expand for source in recipe.prompts):
         identity = teacher_identity(recipe.teacher, run.base)
         found["teacher"] = {"model": recipe.teacher.model, "content": identity}
@@ -139,10 +139,11 @@ def _quantise(run: Run) -> dict[str, Any]:
 
 def _evaluate(run: Run) -> dict[str, Any]:
     recipe = run.recipe
+    tools = recipe.teach.parameters.get("tools")
     return {
         "evaluate": _plain(recipe.evaluate),
         "items": _contents(run, [task.file for task in recipe.evaluate.tasks if task.file]),
-        "teach": {"system": recipe.teach.system},
+        "teach": {"system": recipe.teach.system} | ({"tools": tools} if tools else {}),
         "seed": recipe.seed,
     }
 

@@ -77,8 +77,17 @@ def read_tasks(context: StageContext) -> list[EvaluationTask]:
             lessons = context.run.need("filter") / "lessons.jsonl"
             tasks.append(held_out_lessons(lessons, task.title, task.limit))
         else:
-            path, system = context.run.locate(task.file), recipe.teach.system
-            tasks.append(load_task(path, task.score, task.title, limit=task.limit, system=system))
+            path, shown = context.run.locate(task.file), recipe.teach
+            tasks.append(
+                load_task(
+                    path,
+                    task.score,
+                    task.title,
+                    limit=task.limit,
+                    system=shown.system,
+                    tools=shown.parameters.get("tools"),
+                )
+            )
     return tasks
 
 

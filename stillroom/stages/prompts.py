@@ -13,13 +13,14 @@ from stillroom.contracts.files import read_lines, write_lines
 from stillroom.contracts.progress import Meter
 from stillroom.contracts.recipe import PromptSource
 from stillroom.contracts.records import Prompt, content_key, from_line, to_line
-from stillroom.lessons.expand.diversity import Reservoir, diversity
+from stillroom.lessons.expand.diversity import Embed, Reservoir, diversity
 from stillroom.lessons.expand.expanding import Expanding
 from stillroom.lessons.prompts.mixing import Stock, choose, interleave, quotas
 from stillroom.lessons.prompts.questions import Question, conversation_key, question_key, user_text
 from stillroom.lessons.prompts.sources import evaluation_sources, read_questions, source_title
 from stillroom.lessons.teach.keyed import KeyTable
 from stillroom.models.origins import student_source
+from stillroom.models.references import resolve_model
 from stillroom.stages.context import StageContext
 
 
@@ -92,7 +93,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
     total = write_lines(context.folder / "prompts.jsonl", lines())
     _refuse_nothing(total, counts)
-    figures = diversity(sample.texts)
+    figures = diversity(sample.texts, _embedder(context))
     context.progress.say(
         "  diversity: " + ", ".join(f"{name} {figure:,}" for name, figure in figures.items())
     )
@@ -103,6 +104,16 @@ def run(context: StageContext) -> dict[str, Any]:
         "diversity": figures,
         **({"expansions": expansions} if expansions else {}),
     }
+
+
+def _embedder(context: StageContext) -> Embed | None:
+    """The recipe's, loaded only now."""
+    name = context.recipe.mix.embedder
+    if name is None:
+        return None
+    from stillroom.models.embedding import Embedder
+
+    return Embedder(resolve_model(name, context.run.base))
 
 
 def _refuse_nothing(total: int, counts: Counter[str]) -> None:

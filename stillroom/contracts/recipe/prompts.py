@@ -124,13 +124,18 @@ class PromptSource(Section):
 
 
 class Mix(Section):
-    """How many questions are taken of all sources together."""
+    """How many questions are taken of all sources together, and how their diversity is measured."""
 
     count: int | None = Field(
         None,
         ge=1,
         description="Questions in all, drawn at random. Empty: all of them, or, where sources have weights, as many as "
         "the shares allow.",
+    )
+    embedder: str | None = Field(
+        None,
+        description="A sentence encoder (Hugging Face folder or hub id), by whose vectors the questions' diversity is "
+        "measured too.",
     )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stillroom.stats.minhash import MinHash, normalised
 
-Embedder = Callable[[Sequence[str]], NDArray[np.floating]]
+Embed = Callable[[Sequence[str]], NDArray[np.floating]]
 """Texts to vectors, [texts, width]."""
 SAMPLE = 2000
 """Texts that are looked at; so many are drawn at random from a stream."""
@@ -38,7 +38,7 @@ class Reservoir(Generic[T]):
             self.texts[place] = text
 
 
-def diversity(texts: Sequence[str], embed: Embedder | None = None) -> dict[str, float | int]:
+def diversity(texts: Sequence[str], embed: Embed | None = None) -> dict[str, float | int]:
     """Figures between 0, all the same, and 1, nothing in common.
 
     `distinct-n` is the share of runs of n words that are different ones (Li et al., A diversity-promoting objective
