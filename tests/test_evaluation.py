@@ -26,6 +26,7 @@ from stillroom.evaluation import (
     EvaluationTask,
     Figures,
     Item,
+    Likelihood,
     ModelResult,
     ModelSpec,
     Settings,
@@ -229,6 +230,25 @@ def test_rows_say_what_was_counted() -> None:
     assert difference.value == pytest.approx(-0.2)
     assert difference.p == pytest.approx(0.5)
     assert not [row for row in rows if row.model == "teacher" and row.metric == "retention"]
+
+
+def test_two_models_are_compared_lesson_by_lesson() -> None:
+    tokens, worse = [10] * 12, [2.0 + 0.1 * n for n in range(12)]
+    results = [
+        ModelResult("student", {}, {"held": Likelihood(tokens, worse, [0.5 * x for x in worse])}),
+        ModelResult("answers-only", {}, {"held": Likelihood(tokens, worse, [0.6 * x for x in worse])}),
+        ModelResult("another", {}, {"held": Likelihood([11] * 12, worse, None)}),
+    ]
+    rows = compare_models(results, pairs=[("student", "answers-only"), ("student", "another")])
+    kl = found(rows, "student", "difference:kl", "answers-only")
+    assert kl.value == pytest.approx(-0.1 * sum(worse) / 120)
+    assert kl.high is not None
+    assert kl.high < 0
+    assert kl.p is not None
+    assert kl.p < 0.005
+    loss = found(rows, "student", "difference:loss", "answers-only")
+    assert (loss.value, loss.p) == (0, 1)
+    assert not [row for row in rows if row.versus == "another"]  # its tokens are not these
 
 
 def test_retention_of_the_teacher_itself_is_one() -> None:

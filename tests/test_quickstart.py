@@ -56,7 +56,7 @@ def test_the_embedded_teacher_knows_its_task(ran, place):
     assert (
         exact["teacher"] >= 0.75
     )  # 24 items: a teacher of 95 % gets 18 or fewer once in a hundred thousand times
-    assert set(exact) == {"teacher", "answers-only", "student", "student-Q8_0", "student-Q4_K_M"}
+    assert set(exact) == {"teacher", "answers-only", "student", "student-Q4_K_M"}
 
 
 def test_the_student_has_at_most_thirty_percent_of_the_teacher(ran, place):

@@ -156,6 +156,17 @@ def test_a_likelihood_only_verdict_explains_kl() -> None:
     assert "exact" not in text
 
 
+def test_the_verdict_says_whether_signals_brought_the_student_nearer() -> None:
+    change = ResultRow(
+        "student", "held-out lessons", "difference:kl", -0.04, n=100, versus="answers-only", p=0.0001
+    )
+    text = " ".join(verdict(Results.of([*likelihood(), change])))
+    assert "from the signals is nearer to the teacher" in text
+    assert "0.031 against 0.071 nats a token, p < 0.001" in text
+    unsure = " ".join(verdict(Results.of([*likelihood(), replace(change, p=0.3)])))
+    assert "too close to tell" in unsure
+
+
 def test_few_questions_are_a_caution() -> None:
     few = [replace(row, n=40) for row in rows()]
     assert "Only 40 questions" in " ".join(verdict(Results.of(few)))

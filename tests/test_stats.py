@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from stillroom.stats import (
     paired_bootstrap_difference,
     paired_bootstrap_ratio,
     reliability_curve,
+    sign_flip,
     wilson,
 )
 
@@ -77,6 +79,24 @@ def test_intervals_do_not_depend_on_how_resamples_are_chunked(monkeypatch: pytes
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
     values = np.random.default_rng(0).random(50)
     assert bootstrap_mean(values, seed=1) == bootstrap_mean(values, seed=1) != bootstrap_mean(values, seed=2)
+
+
+def test_the_sign_flip_test_is_the_enumeration_of_all_signs() -> None:
+    differences = np.array([0.3, -0.1, 0.2, 0.25, -0.05, 0.4, 0.1, 0.15])
+    sums = [abs(np.dot(signs, differences)) for signs in itertools.product([-1, 1], repeat=8)]
+    exact = np.mean(np.array(sums) >= differences.sum() - 1e-12)
+    assert sign_flip(differences, flips=40_000) == pytest.approx(exact, rel=0.1)
+    assert sign_flip(-differences, seed=3) == sign_flip(differences, seed=3)
+    assert sign_flip([0.0, 0.0]) == 1.0
+    for wrong in ([], [math.nan]):
+        with pytest.raises(ValueError, match="finite and at least one"):
+            sign_flip(wrong)
+
+
+def test_the_sign_flip_test_is_wrong_about_as_seldom_as_it_says() -> None:
+    generator = np.random.default_rng(5)
+    alarms = [sign_flip(generator.standard_t(3, 40), seed, flips=199) <= 0.05 for seed in range(600)]
+    assert 0.025 <= np.mean(alarms) <= 0.08
 
 
 def test_pairing_narrows_the_difference_of_models_that_fail_alike() -> None:

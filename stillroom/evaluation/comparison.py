@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from stillroom.contracts.records import ResultRow
 from stillroom.evaluation.results import Figures, Likelihood, ModelResult
@@ -16,6 +17,7 @@ from stillroom.stats import (
     paired_bootstrap_difference,
     paired_bootstrap_ratio,
     reliability_curve,
+    sign_flip,
     wilson,
 )
 
@@ -40,7 +42,8 @@ def compare_models(
     Args:
         results: in the order of the rows.
         teacher: the model that the others' retention is taken against.
-        pairs: (model, other): rows `difference` of the first's share of right answers minus the second's.
+        pairs: (model, other): rows `difference` of the first's share of right answers minus the second's, and
+            `difference:loss` and `difference:kl`, nats a token, where both were measured on held-out lessons.
         seed: of the bootstrap intervals.
     """
     rows: list[ResultRow] = []
@@ -58,6 +61,7 @@ def compare_models(
     for name, other in pairs:
         if name in by_name and other in by_name:
             rows += _differences(by_name[name], by_name[other], seed)
+            rows += _nearer(by_name[name], by_name[other], seed)
     return rows
 
 
@@ -148,6 +152,20 @@ def _differences(result: ModelResult, other: ModelResult, seed: int) -> Iterator
         pairs = list(zip(a, b, strict=True))
         p = mcnemar_exact(pairs.count((True, False)), pairs.count((False, True)))
         yield ResultRow(result.name, task, "difference", value, low, high, n=len(a), versus=other.name, p=p)
+
+
+def _nearer(result: ModelResult, other: ModelResult, seed: int) -> Iterator[ResultRow]:
+    """Lesson by lesson; below zero the first model is the better one."""
+    for task, ours in result.likelihoods.items():
+        theirs = other.likelihoods.get(task)
+        if theirs is None or theirs.tokens != ours.tokens:
+            continue  # other tokens: their nats are not these
+        for metric, own, others in (("loss", ours.loss, theirs.loss), ("kl", ours.kl, theirs.kl)):
+            if own is not None and others is not None:
+                change = [a - b for a, b in zip(own, others, strict=True)]
+                interval = paired_bootstrap_ratio(change, ours.tokens, seed)
+                row = ResultRow(result.name, task, f"difference:{metric}", *interval, n=len(change))
+                yield replace(row, versus=other.name, p=sign_flip(change, seed))
 
 
 def _shared(a: ModelResult, b: ModelResult) -> Iterator[tuple[str, list[Verdict], list[Verdict]]]:

@@ -88,9 +88,9 @@ class Results:
         """The metrics of a task, in their order of appearance."""
         return list(dict.fromkeys(row.metric for row in self.rows if row.task == task))
 
-    def difference(self, task: str, model: str, versus: str) -> ResultRow | None:
+    def difference(self, task: str, model: str, versus: str, metric: str = "difference") -> ResultRow | None:
         """The paired comparison of two models on a task, or None."""
-        rows = self.all(model, task, "difference")
+        rows = self.all(model, task, metric)
         return next((row for row in rows if row.versus == versus), None)
 
     @cached_property

@@ -132,7 +132,23 @@ def _likelihood(results: Results, model: str, task: str) -> str | None:
             f"Its predictions for the next word differ from the teacher’s by a KL of {nats(kl.value)} nats a "
             f"token{was}; 0 would mean that the two cannot be told apart."
         )
+    parts += filter(None, [_nearer(results, task)])
     return " ".join(parts) or None
+
+
+def _nearer(results: Results, task: str) -> str | None:
+    row = results.difference(task, "student", "answers-only", "difference:kl")
+    own, other = (results.value(model, task, "kl") for model in ("student", "answers-only"))
+    if row is None or row.p is None or own is None or other is None:
+        return None
+    figures = f"{nats(own)} against {nats(other)} nats a token, {chance(row.p)}"
+    if row.p >= _SURE:
+        return f"Whether its training on the teacher’s signals brought it nearer is too close to tell ({figures})."
+    side = "nearer to the teacher" if row.value < 0 else "further from the teacher"
+    return (
+        f"The student that learned from the signals is {side} than the one that learned from its answers alone "
+        f"({figures})."
+    )
 
 
 def _runs(results: Results, model: str) -> str | None:

@@ -8,7 +8,7 @@ from stillroom.stats.intervals import (
     paired_bootstrap_ratio,
     wilson,
 )
-from stillroom.stats.paired import mcnemar_exact
+from stillroom.stats.paired import mcnemar_exact, sign_flip
 
 __all__ = [
     "Bin",
@@ -20,5 +20,6 @@ __all__ = [
     "paired_bootstrap_difference",
     "paired_bootstrap_ratio",
     "reliability_curve",
+    "sign_flip",
     "wilson",
 ]
