@@ -84,7 +84,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     stage = DistilStage(StageContext(run, "distil", Progress()))
     first = next(task for task in run.recipe.evaluate.tasks if task.file)
-    task = load_task(run.locate(first.file), first.score, first.title, system=run.recipe.teach.system)
+    task = load_task(run.locate(first.file or ""), first.score, first.title, system=run.recipe.teach.system)
     teacher = LocalModel(str(resolve_model(run.recipe.teacher.model, run.base)))
     found: dict[str, list[dict[str, Any]]] = {"signals": [], "words": []}
     print(f"{'seed':>4} {'signals':>9} {'words':>9} {'better':>7} {'worse':>6} {'KL':>9} {'words KL':>9}")
