@@ -74,9 +74,9 @@ def test_signals_from_an_endpoint_are_the_teachers_own_probabilities(served):
     from transformers import AutoModelForCausalLM
 
     from stillroom.contracts.records import Request, Sampling
+    from stillroom.lessons.teach.alternatives import aligned_signals
     from stillroom.lessons.teach.answered import answer_of
     from stillroom.lessons.teach.answers import lesson_messages
-    from stillroom.lessons.teach.capture import _aligned
     from stillroom.models.api import ApiModel
     from stillroom.models.rendering import Renderer
 
@@ -92,7 +92,7 @@ def test_signals_from_an_endpoint_are_the_teachers_own_probabilities(served):
         answer = answer_of(request, reply)
         messages = lesson_messages(answer.messages, reasoning=True)
         row = renderer.lesson(messages, complete=answer.finish == "stop")
-        signals = _aligned(answer, row, renderer)
+        signals = aligned_signals(answer, row, renderer)
         if signals is None:
             continue
         with torch.no_grad():
@@ -110,8 +110,8 @@ def test_signals_from_an_endpoint_are_the_teachers_own_probabilities(served):
 
 def test_of_several_special_tokens_listed_without_a_text_the_end_of_the_turn_is_the_likeliest():
     from stillroom.contracts.records import Reply, Request
+    from stillroom.lessons.teach.alternatives import aligned_signals
     from stillroom.lessons.teach.answered import answer_of
-    from stillroom.lessons.teach.capture import _aligned
     from stillroom.models.rendering import Renderer
 
     renderer = Renderer.load(TEACHER)
@@ -120,6 +120,6 @@ def test_of_several_special_tokens_listed_without_a_text_the_end_of_the_turn_is_
     (letter, end) = (token for token, selected in zip(row.ids, row.mask, strict=True) if selected)
     listed = [[("a", -0.1), ("b", -2.5)], [("", -1e-5), ("b", -13.0), ("", -15.0)]]
     answer = answer_of(Request("0" * 32, asked), Reply("a", "stop", alternatives=listed))
-    dense = _aligned(answer, row, renderer).to_dense(1024)
+    dense = aligned_signals(answer, row, renderer).to_dense(1024)
     assert dense[0, letter] == pytest.approx(0.905, abs=0.01)
     assert dense[1, end] == pytest.approx(1.0, abs=1e-3)

@@ -662,7 +662,8 @@ def test_the_plan_says_the_head_s_share_of_the_book(folder: Path, tmp_path: Path
         update={"student": Student.model_validate({"prune": {"layers": 1}})}
     )
     text = "\n".join(plan_lines(Run(tmp_path / "run", recipe, tmp_path), Asked(1000, None, [])))
-    assert re.search(rf"of it are the teacher's head, each token's hidden state {2 * WIDTH:,} bytes", text)
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    assert re.search(rf"of it are the teacher's head, each token's hidden state {2 * width:,} bytes", text)
 
 
 def test_a_recipe_of_kind_hidden_runs_through_and_its_student_learns(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def append_alternatives(
     """Write the signals of lessons whose answers tell them; returns how many have none."""
     without = 0
     for answer, row in window:
-        aligned = _aligned(answer, row, renderer)
+        aligned = aligned_signals(answer, row, renderer)
         if aligned is None:
             without += 1
         elif not book.has(book.key(row.ids, row.mask)):
@@ -31,7 +31,7 @@ def append_alternatives(
     return without
 
 
-def _aligned(answer: Answer, row: Rendered, renderer: Renderer) -> Signals | None:
+def aligned_signals(answer: Answer, row: Rendered, renderer: Renderer) -> Signals | None:
     """The API's alternatives as signals over the lesson's own tokens, or None where the two do not match.
 
     An API lists tokens as text. Position by position the listed texts are looked up in the student's vocabulary; a
