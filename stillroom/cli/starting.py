@@ -39,7 +39,7 @@ def init(
     count: Annotated[int, typer.Option(min=1, help="With --task: questions to invent.")] = 5000,
     messages: Annotated[int, typer.Option(help="Of the example job: messages without answers.")] = 2000,
     labelled: Annotated[int, typer.Option(help="Of the example job: messages with right answers.")] = 200,
-    evaluation: Annotated[int, typer.Option(help="Of the example job: messages for the evaluation.")] = 3000,
+    evaluation: Annotated[int, typer.Option(help="Of the example job: messages for the evaluation.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the example job: seeds the messages.")] = 0,
 ) -> None:
     """Make a job to start from: yours, from a description and a few examples, or the example of customer tickets."""
