@@ -185,7 +185,7 @@ def test_named_columns_come_before_guesses(tmp_path):
         ("a.txt", b"\xff\xfe", "is not text"),
         ("a.parquet", b"PAR1 nothing", "is not a Parquet file"),
         ("a.zip", b"PK nothing", "is not a zip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 9)[:-12], "is damaged"),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 9, mtime=0)[:-12], "is damaged"),
         (
             "a.jsonl",
             b'{"messages": [{"role": "user", "content": 3}]}\n',
