@@ -139,6 +139,9 @@ def test_the_judge_ranks_what_no_right_answer_settles_and_is_tried_on_what_one_d
     card = dataset_card(summary, recipe, source="mine.jsonl")
     assert "by big/rule: 39 comparisons, 3 undecided; of 30 pairs of a right and a wrong answer" in card
     assert "right one in 100%" in card
+    assert "US dollars" not in card
+    summary["judge"]["dollars"] = 1.234
+    assert "Its verdicts cost 1.23 US dollars." in dataset_card(summary, recipe, source="mine.jsonl")
 
 
 def test_a_judge_that_prefers_wrong_answers_or_was_never_tried_is_named(tmp_path: Path) -> None:

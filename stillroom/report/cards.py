@@ -179,6 +179,7 @@ def _judge(counts: dict[str, Any], recipe: Recipe) -> str | None:
         "Answers that nothing settles were compared two by two, in both orders, by "
         f"{public_name(recipe.filter.judge.model)}: {number(found.get('compared', 0))} comparisons, "
         f"{number(found.get('undecided', 0))} undecided; {tried}"
+        + (f". Its verdicts cost {found['dollars']:.2f} US dollars" if found.get("dollars") else "")
     )
 
 
