@@ -141,7 +141,7 @@ def test_the_judge_ranks_what_no_right_answer_settles_and_is_tried_on_what_one_d
     assert "right one in 100%" in card
     assert "US dollars" not in card
     summary["judge"]["dollars"] = 1.234
-    assert "Its verdicts cost 1.23 US dollars." in dataset_card(summary, recipe, source="mine.jsonl")
+    assert "Its verdicts cost 1.23 US dollars" in dataset_card(summary, recipe, source="mine.jsonl")
 
 
 def test_a_judge_that_prefers_wrong_answers_or_was_never_tried_is_named(tmp_path: Path) -> None:
