@@ -23,7 +23,8 @@ from stillroom.training.callbacks import last_whole_checkpoint
 from stillroom.training.collation import collate
 from stillroom.training.fitting import fit, steps_of
 from stillroom.training.objective import Objective
-from stillroom.training.students import add_lora, build_student, kept_layers, prune_student, save_student
+from stillroom.training.pruning import Kept, prune_student
+from stillroom.training.students import add_lora, build_student, save_student
 from stillroom.training.trainer import DistillationTrainer
 
 
@@ -129,16 +130,8 @@ def test_steps_come_from_epochs_unless_given():
     assert steps_of(Distil(steps=7), 100) == 7
 
 
-def test_kept_layers_are_spread_with_the_first_and_the_last():
-    assert kept_layers(12, 4) == [0, 4, 7, 11]
-    assert kept_layers(12, 4, "first") == [0, 1, 2, 3]
-    assert kept_layers(6, 6) == list(range(6))
-    with pytest.raises(ModelError, match="more layers"):
-        kept_layers(2, 3)
-
-
 def test_a_pruned_student_is_the_teacher_without_the_other_layers(teacher):
-    student = prune_student(teacher, [0, 2])
+    student = prune_student(teacher, Kept([0, 2]))
     expected = copy.deepcopy(teacher)
     expected.model.layers = torch.nn.ModuleList([expected.model.layers[0], expected.model.layers[2]])
     expected.config.num_hidden_layers = 2

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from stillroom.contracts.recipe import Prune
 from stillroom.contracts.runfolder import Run
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
@@ -109,10 +110,23 @@ def _shapes(run: Run) -> tuple[Shape | None, Shape | None]:
     source = student_source(recipe, run.base)
     student = Shape.read(source) if isinstance(source, Path) else None
     if student and recipe.student.prune:
-        student = replace(student, layers=recipe.student.prune.layers)
+        student = _cut(student, recipe.student.prune)
     if recipe.student.config:
         student = None
     return teacher, student
+
+
+def _cut(whole: Shape, prune: Prune) -> Shape:
+    """The sizes of what a recipe cuts out of a model; heads take their key-value heads with them."""
+    heads = prune.heads or whole.heads
+    return replace(
+        whole,
+        layers=prune.layers or whole.layers,
+        hidden=prune.hidden or whole.hidden,
+        mlp=prune.mlp or whole.mlp,
+        heads=heads,
+        kv_heads=max(1, whole.kv_heads * heads // whole.heads),
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

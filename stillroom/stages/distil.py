@@ -9,8 +9,10 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,9 @@ from stillroom.training.fitting import fit, steps_of
 from stillroom.training.objective import Objective
 from stillroom.training.students import add_lora, build_student, save_student
 
-SMALLEST = 0.10
-"""Below this share of the teacher's parameters the loss by compression becomes severe, the literature says."""
 _VALIDATION_ROWS = 200
+_RANKING_ROWS = 256
+"""Lessons over which the parts of a model are ranked that is cut by what it does."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class DistilStage:
         self.context, self.recipe = context, context.recipe
         self.source = student_source(self.recipe, context.run.base)
         self.renderer = Renderer.load(self.source, trust_remote_code=self.recipe.student.trust_remote_code)
-        self.too_long = self.without_signal = 0
+        self.too_long: Counter[str] = Counter()
+        self.without_signal = 0
         self.trained_file = context.folder / "trained.json"
         self.trained: dict[str, str] = (
             json.loads(self.trained_file.read_text()) if self.trained_file.is_file() else {}
@@ -72,18 +75,21 @@ class DistilStage:
             model=resolve_model(model, self.context.run.base) if model else None,
             source=self.source,
             seed=self.recipe.seed,
+            texts=lambda: (row.ids for row in islice(self.lessons("train"), _RANKING_ROWS)),
         )
 
     def lessons(self, split: str) -> Iterator[Rendered]:
         """The lessons of a split as tokens; those over distil.max_length are left out and counted."""
+        too_long = 0
         for line in read_lines(self.context.run.need("filter") / "lessons.jsonl"):
             lesson = from_line(Lesson, line)
             if lesson.split == split:
                 rendered = self.renderer.lesson(lesson.messages, lesson.complete, lesson.tools)
                 if len(rendered.ids) > self.recipe.distil.max_length:
-                    self.too_long += 1
+                    too_long += 1
                 else:
                     yield rendered
+        self.too_long[split] = too_long  # once read to the end, however often
 
     def labels(self) -> Iterator[Rendered]:
         """The questions that came with a right answer, with that answer."""
@@ -118,7 +124,10 @@ class DistilStage:
     def origin(self) -> str:
         """All that the untrained student depends on."""
         content = digest(self.source) if isinstance(self.source, Path) else self.source
-        return content_key(content, self.recipe.student.model_dump(mode="json"), self.recipe.seed)
+        prune, read = self.recipe.student.prune, ""
+        if prune and prune.ranks and (manifest := self.context.run.manifest("filter")):
+            read = manifest.fingerprint
+        return content_key(content, self.recipe.student.model_dump(mode="json"), self.recipe.seed, read)
 
     def untaught(self, folder: Path) -> None:
         """Write the student before it has learned anything, unless it lies there."""
@@ -206,7 +215,7 @@ def run(context: StageContext) -> dict[str, Any]:
     if len(train.lengths) == 0:
         raise DataError(
             "no lesson can be trained on",
-            got=f"{stage.too_long} too long, {stage.without_signal} without signals",
+            got=f"{stage.too_long.total()} too long, {stage.without_signal} without signals",
             do="raise distil.max_length, or look at filter/lessons.jsonl",
         )
     stage.steps = steps_of(recipe.distil, len(train.lengths))
@@ -219,9 +228,9 @@ def run(context: StageContext) -> dict[str, Any]:
     counts |= {"models": {"student": stage.train(student)}}
     for name in recipe.baselines:
         counts["models"][name] = _baseline(stage, name)
-    if stage.too_long:
-        counts["too long"] = stage.too_long
-        context.progress.say(f"{stage.too_long} lessons are longer than distil.max_length and were left out")
+    if too_long := stage.too_long.total():
+        counts["too long"] = too_long
+        context.progress.say(f"{too_long} lessons are longer than distil.max_length and were left out")
     if stage.without_signal:
         counts["without signal"] = stage.without_signal
         context.progress.say(f"{stage.without_signal} lessons have no usable signal and were left out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +12,16 @@ from transformers.utils import logging
 
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.recipe import Lora, Student
-
-_LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
-
-
-def kept_layers(total: int, keep: int, how: str = "spread") -> list[int]:
-    """Which layers of `total` a student of `keep` layers takes, ascending.
-
-    `first` takes the first ones. `spread` takes evenly spaced ones, the first and the last among them
-    (DistilBERT took every other layer).
-    """
-    if keep > total:
-        raise ModelError(
-            "the student would have more layers than its source",
-            got=f"student.prune.layers: {keep}",
-            expected=f"at most {total}",
-            do="ask for fewer layers",
-        )
-    if how == "first" or keep == 1:
-        return list(range(keep))
-    return [round(index * (total - 1) / (keep - 1)) for index in range(keep)]
-
-
-def prune_student(source: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
-    """A new model with only these layers of the source; embeddings, final norm and head are kept whole.
-
-    Raises:
-        ModelError: the architecture does not name its layers `.layers.N.`.
-    """
-    config = type(source.config).from_dict(source.config.to_dict())
-    config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [source.config.layer_types[old] for old in layers]
-    state, found = {}, set()
-    for name, tensor in source.state_dict().items():
-        match = _LAYER.fullmatch(name)
-        if match is None:
-            state[name] = tensor
-        elif int(match[2]) in layers:
-            found.add(int(match[2]))
-            state[f"{match[1]}{layers.index(int(match[2]))}{match[3]}"] = tensor
-    if len(found) != len(layers):
-        raise ModelError(
-            f"{type(source).__name__} cannot be cut",
-            got="an architecture whose layers are not named layers.N",
-            expected="a Llama-like decoder",
-            do="give student.model a smaller pretrained model instead",
-        )
-    student = AutoModelForCausalLM.from_config(config, dtype=source.dtype)
-    student.load_state_dict(state)
-    student.tie_weights()
-    student.generation_config = source.generation_config
-    return student
+from stillroom.training.pruning import choose, prune_student
 
 
 def build_student(
-    spec: Student, *, model: Path | str | None, source: Path | str | None, seed: int
+    spec: Student,
+    *,
+    model: Path | str | None,
+    source: Path | str | None,
+    seed: int,
+    texts: Callable[[], Iterable[Sequence[int]]] = tuple,
 ) -> PreTrainedModel:
     """The untrained student in float32, on the CPU.
 
@@ -76,6 +30,7 @@ def build_student(
         model: the resolved `student.model`.
         source: the resolved model that is cut or whose config is changed.
         seed: initialises a fresh student.
+        texts: token ids of lessons, read where a student is cut by what the model does with them.
 
     Raises:
         ModelError: a model cannot be read or cut.
@@ -86,9 +41,7 @@ def build_student(
     assert source is not None
     if spec.prune is not None:
         whole = _load(source, remote)
-        return prune_student(
-            whole, kept_layers(whole.config.num_hidden_layers, spec.prune.layers, spec.prune.keep)
-        )
+        return prune_student(whole, choose(spec.prune, whole, texts))
     assert spec.config is not None
     config = AutoConfig.from_pretrained(source, **remote)
     unknown = [key for key in spec.config if not hasattr(config, key)]

@@ -59,13 +59,40 @@ class Teacher(Section):
 
 
 class Prune(Section):
-    """A student cut out of a larger model."""
+    """A student cut out of a larger model: fewer layers, narrower ones, or both. What is not named stays whole."""
 
-    layers: Annotated[int, Field(ge=1, description="How many layers the student keeps.")]
-    keep: Literal["first", "spread"] = Field(
-        "spread", description="`first`: the first layers. `spread`: evenly spaced, first and last included."
+    layers: int | None = Field(None, ge=1, description="How many layers the student keeps.")
+    keep: Literal["first", "spread", "influence"] = Field(
+        "spread",
+        description="`first`: the first layers. `spread`: evenly spaced, first and last included. `influence`: those that "
+        "turn the hidden state most on the lessons.",
+    )
+    hidden: int | None = Field(
+        None,
+        ge=1,
+        description="Width of the hidden state that is kept: the channels that the lessons drive most. K-quants want a "
+        "multiple of 256, and of 32 at least.",
+    )
+    mlp: int | None = Field(
+        None, ge=1, description="Neurons of each layer's MLP that are kept, chosen in the same way."
+    )
+    heads: int | None = Field(
+        None,
+        ge=1,
+        description="Query heads of each layer that are kept, with their key-value heads; a head keeps its size.",
     )
     source: str | None = Field(None, description="Folder or hub id to cut from. Empty: the teacher.")
+
+    @property
+    def ranks(self) -> bool:
+        """Whether parts are chosen by what they do, for which lessons must be read."""
+        return self.keep == "influence" or any((self.hidden, self.mlp, self.heads))
+
+    @model_validator(mode="after")
+    def _some(self) -> Prune:
+        if not any((self.layers, self.hidden, self.mlp, self.heads)):
+            raise ValueError("give at least one of layers, hidden, mlp, heads: nothing would be cut")
+        return self
 
 
 class Lora(Section):
