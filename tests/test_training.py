@@ -17,6 +17,7 @@ from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Distil, Lora, Student
 from stillroom.models.rendering import Rendered
 from stillroom.signals import Book, BookHeader, capture, token_keys
+from stillroom.training.adapters import add_lora
 from stillroom.training.batches import StepPlan, TrainingRow
 from stillroom.training.bookrows import BookRows
 from stillroom.training.callbacks import last_whole_checkpoint
@@ -24,7 +25,7 @@ from stillroom.training.collation import collate
 from stillroom.training.fitting import fit, steps_of
 from stillroom.training.objective import Objective
 from stillroom.training.pruning import Kept, prune_student
-from stillroom.training.students import add_lora, build_student, save_student
+from stillroom.training.students import build_student
 from stillroom.training.trainer import DistillationTrainer
 
 
@@ -221,24 +222,6 @@ def test_training_brings_the_student_nearer_to_the_teacher(teacher, tokenizer, t
     kl = [line["validation_kl"] for line in figures if "validation_kl" in line]
     assert kl[-1] < kl[0]
     assert "positions" not in model.forward.__code__.co_varnames  # its own forward is back
-
-
-def test_adapters_train_and_leave_the_base_untouched(teacher, tokenizer, tmp_path):
-    rows = some_rows(teacher)
-    base = tiny_llama(tokenizer, seed=2, layers=1)
-    before = {name: value.clone() for name, value in base.state_dict().items()}
-    student = add_lora(base, Lora(rank=4, dropout=0.0), seed=0)
-    train(student, rows, tmp_path)
-    after = {
-        name.replace(".base_layer", ""): value
-        for name, value in student.get_base_model().state_dict().items()
-    }
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert any(p.abs().sum() > 0 for name, p in student.named_parameters() if "lora_B" in name)
-    save_student(student, tokenizer, tmp_path / "merged", torch.float32)
-    assert not list((tmp_path / "merged").glob("adapter*"))
-    with pytest.raises(ModelError, match="fit nowhere"):
-        add_lora(tiny_llama(tokenizer, layers=1), Lora(targets=["nothing"]), seed=0)
 
 
 def test_an_adapter_on_the_head_is_part_of_the_loss(teacher, tokenizer):

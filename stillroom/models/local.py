@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import weakref
 from collections.abc import Iterable, Iterator
@@ -13,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from stillroom.contracts.errors import MissingExtra, ModelError
+from stillroom.contracts.errors import ModelError
 from stillroom.contracts.records import Reply, Request, Sampling
 from stillroom.models.decoding import decode
 from stillroom.models.hardware import bfloat16_is_quick, input_device
+from stillroom.models.quantisation import quantisation
 from stillroom.models.rendering import Rendered, Renderer
 from stillroom.models.rows import Row, answer_rows
 from stillroom.models.windows import WINDOW, by_length
@@ -151,7 +151,12 @@ class LocalModel:
 
 def _load(name: str, dtype: str, place: Any, trust_remote_code: bool, spill: str) -> Any:
     quick = "bfloat16" if bfloat16_is_quick() else "float32"
-    quantised = _quantisation(dtype, getattr(torch, quick))
+    quantised = quantisation(
+        dtype,
+        getattr(torch, quick),
+        setting="teacher.dtype",
+        instead="set teacher.dtype to bfloat16, or give the teacher as a .gguf file",
+    )
     number = getattr(torch, quick if dtype == "auto" or quantised else dtype)
     with _explained(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -172,22 +177,6 @@ def _load(name: str, dtype: str, place: Any, trust_remote_code: bool, spill: str
             missing = sorted(info["missing_keys"])
             raise ValueError(f"{len(missing)} weights are missing, {missing[0]} among them")
     return model.eval()
-
-
-def _quantisation(dtype: str, compute: torch.dtype) -> dict[str, Any]:
-    """What makes transformers quantise weights while it loads them; nothing for other number formats."""
-    if dtype not in ("8-bit", "4-bit"):
-        return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtra(
-            f"loading a teacher in {dtype} needs bitsandbytes",
-            got="it is not installed",
-            do="pip install bitsandbytes; or set teacher.dtype to bfloat16, or give the teacher as a .gguf file",
-        )
-    if dtype == "8-bit":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
-    return {"quantization_config": nf4}
 
 
 @contextmanager

@@ -27,11 +27,12 @@ from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
 from stillroom.models.rendering import Rendered, Renderer
 from stillroom.stages.context import StageContext
+from stillroom.training.adapters import add_lora, merged
 from stillroom.training.batches import MemoryRows, RowSource, TrainingRow
 from stillroom.training.bookrows import BookRows
 from stillroom.training.fitting import fit, steps_of
 from stillroom.training.objective import Objective
-from stillroom.training.students import add_lora, build_student, save_student
+from stillroom.training.students import build_student, save_student
 
 _VALIDATION_ROWS = 200
 _RANKING_ROWS = 256
@@ -67,11 +68,12 @@ class DistilStage:
         self.steps = 0
         self.validation: list[TrainingRow] = []
 
-    def untrained(self) -> Any:
-        """The student before it has learned anything."""
-        model = self.recipe.student.model
+    def untrained(self, *, rounded: bool = True) -> Any:
+        """The student before it has learned anything; its frozen weights as lora.base has them, or whole."""
+        spec = self.recipe.student
+        model = spec.model
         return build_student(
-            self.recipe.student,
+            spec if rounded else spec.model_copy(update={"lora": None}),
             model=resolve_model(model, self.context.run.base) if model else None,
             source=self.source,
             seed=self.recipe.seed,
@@ -188,7 +190,8 @@ class DistilStage:
         config = AutoConfig.from_pretrained(
             self.source, trust_remote_code=self.recipe.student.trust_remote_code
         )
-        save_student(student, self.renderer.tokenizer, scratch, config.dtype)
+        whole = merged(student, lambda: self.untrained(rounded=False))
+        save_student(whole, self.renderer.tokenizer, scratch, config.dtype)
         return scratch
 
     @staticmethod

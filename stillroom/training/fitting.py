@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import transformers
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
+from transformers.training_args import OptimizerNames
 
-from stillroom.contracts.errors import UserError
+from stillroom.contracts.errors import MissingExtra, UserError
 from stillroom.contracts.files import storage
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Distil
@@ -77,8 +79,10 @@ def fit(
 
     Raises:
         StorageFault: the disk is full.
-        UserError: a tracker is not installed.
+        UserError: a tracker is not installed, or transformers knows no such optimiser.
+        MissingExtra: the optimiser needs a library that is not installed.
     """
+    _check_optimiser(settings.optimiser)
     trackers = _trackers(settings.report_to, boards)
     rank, ranks = _place()
     plan = StepPlan(
@@ -110,6 +114,12 @@ def fit(
             trainer.remove_callback(PrinterCallback)
             try:
                 trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+            except ImportError as error:
+                raise MissingExtra(
+                    f"the optimiser {settings.optimiser} is not there",
+                    got=str(error).partition("\n")[0],
+                    do="install what it names, or set distil.optimiser to adamw_torch_fused",
+                ) from None
             finally:
                 trainer.release()
     return {"steps": steps, "lessons seen": steps * settings.batch_size, **_last(metrics)}
@@ -130,6 +140,17 @@ def _trackers(names: Sequence[str], boards: Path | None) -> list[TrainerCallback
     from torch.utils.tensorboard import SummaryWriter
 
     return [TensorBoardCallback(SummaryWriter(str(boards)))]
+
+
+def _check_optimiser(name: str) -> None:
+    known = [item.value for item in OptimizerNames]
+    if name not in known:
+        near = get_close_matches(name, known, 3, 0.4)
+        raise UserError(
+            "this optimiser is not known",
+            got=f"distil.optimiser: {name}",
+            expected=f"{', '.join(near or known[:4])} or another name that transformers knows as optim",
+        )
 
 
 def _place() -> tuple[int, int]:
@@ -158,6 +179,9 @@ def _arguments(
         lr_scheduler_type=_SCHEDULES[settings.schedule],
         warmup_steps=round(settings.warmup * steps),
         weight_decay=settings.weight_decay,
+        optim=settings.optimiser,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         bf16=bfloat16,
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         logging_steps=10,

@@ -11,7 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_
 from transformers.utils import logging
 
 from stillroom.contracts.errors import ModelError
-from stillroom.contracts.recipe import Lora, Student
+from stillroom.contracts.recipe import Student
+from stillroom.models.hardware import bfloat16_is_quick
+from stillroom.models.quantisation import quantisation
 from stillroom.training.pruning import choose, prune_student
 
 
@@ -23,7 +25,7 @@ def build_student(
     seed: int,
     texts: Callable[[], Iterable[Sequence[int]]] = tuple,
 ) -> PreTrainedModel:
-    """The untrained student in float32, on the CPU.
+    """The untrained student in float32, on the CPU; with adapters in mind, in the number format that they are trained on.
 
     Args:
         spec: the recipe's student.
@@ -36,8 +38,20 @@ def build_student(
         ModelError: a model cannot be read or cut.
     """
     remote = {"trust_remote_code": spec.trust_remote_code}
+    base = spec.lora.base if spec.lora else "float32"
     if model is not None:
-        return _load(model, remote)
+        return _load(model, remote, base)
+    return _made(spec, source, seed, texts, remote).to(getattr(torch, base))
+
+
+def _made(
+    spec: Student,
+    source: Path | str | None,
+    seed: int,
+    texts: Callable[[], Iterable[Sequence[int]]],
+    remote: dict[str, Any],
+) -> PreTrainedModel:
+    """A student that is cut out of the source, or shaped like it."""
     assert source is not None
     if spec.prune is not None:
         whole = _load(source, remote)
@@ -64,11 +78,16 @@ def build_student(
     return AutoModelForCausalLM.from_config(type(config).from_dict(changed), dtype=torch.float32)
 
 
-def _load(reference: Path | str, remote: dict[str, Any]) -> PreTrainedModel:
+def _load(reference: Path | str, remote: dict[str, Any], base: str = "float32") -> PreTrainedModel:
     logging.disable_progress_bar()  # a stage has a display of its own
+    compute = torch.bfloat16 if bfloat16_is_quick() else torch.float32
+    rounded = quantisation(
+        base, compute, setting="student.lora.base", instead="set student.lora.base to bfloat16"
+    )
+    number = compute if rounded else getattr(torch, base)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            reference, dtype=torch.float32, use_safetensors=True, **remote
+            reference, dtype=number, use_safetensors=True, **rounded, **remote
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
@@ -78,37 +97,8 @@ def _load(reference: Path | str, remote: dict[str, Any]) -> PreTrainedModel:
         ) from None
 
 
-def add_lora(student: PreTrainedModel, spec: Lora, seed: int) -> Any:
-    """The student with trainable low-rank adapters on the named layers; its own weights are frozen.
-
-    Raises:
-        ModelError: no layer has such a name.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    set_seed(seed)
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=spec.targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(student, config)
-    except ValueError as error:
-        raise ModelError(
-            "the adapters fit nowhere",
-            got=f"student.lora.targets: {', '.join(spec.targets)}",
-            expected="names of the student's linear layers",
-            do=str(error).partition("\n")[0][:200],
-        ) from None
-
-
-def save_student(student: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Write a plain Hugging Face folder: adapters merged, safetensors, tokenizer and chat template."""
-    if hasattr(student, "merge_and_unload"):
-        student = student.merge_and_unload()
+def save_student(student: PreTrainedModel, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write a plain Hugging Face folder: safetensors, tokenizer and chat template."""
     student.config.use_cache = True
     # The trainer's weights are float32; the file has the source's own format.
     student.to(dtype).save_pretrained(folder)

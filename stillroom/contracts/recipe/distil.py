@@ -49,6 +49,14 @@ class Distil(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of training; `auto` is bfloat16 where the hardware is quick at it."
     )
+    optimiser: str = Field(
+        "adamw_torch_fused",
+        description="Any `optim` of transformers: adamw_8bit, paged_adamw_8bit (these want bitsandbytes), adafactor, ...",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Compute activations again in the backward pass: less memory, about a third more time.",
+    )
     checkpoint_every: int = Field(100, ge=1, description="Optimiser steps between checkpoints.")
     validate_every: int = Field(100, ge=1, description="Optimiser steps between validation losses.")
     report_to: list[str] = Field(

@@ -105,6 +105,23 @@ class Lora(Section):
         ["q_proj", "k_proj", "v_proj", "o_proj"],
         description="Names of the linear layers that get an adapter.",
     )
+    dora: bool = Field(
+        False,
+        description="DoRA: direction and length of the weights learn apart; slower, and often a little better.",
+    )
+    base: Literal["float32", "bfloat16", "8-bit", "4-bit"] = Field(
+        "float32",
+        description="Number format of the frozen weights while adapters train. `4-bit` is QLoRA; it and `8-bit` need "
+        "bitsandbytes. In the end adapters are merged into the weights as they were before they were rounded.",
+    )
+
+    @model_validator(mode="after")
+    def _head(self) -> Lora:
+        if self.dora and "lm_head" in self.targets:
+            raise ValueError(
+                "dora cannot be on lm_head, which the fused loss reads itself: take lm_head out of targets"
+            )
+        return self
 
 
 class Student(Section):
@@ -126,4 +143,9 @@ class Student(Section):
         given = [name for name in ("model", "prune", "config") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of model, prune, config (got {', '.join(given) or 'none'})")
+        if self.lora and self.lora.base in ("8-bit", "4-bit") and not self.model:
+            raise ValueError(
+                "weights are rounded while they are loaded, so lora.base 8-bit or 4-bit wants a student.model; "
+                "a pruned or fresh student takes bfloat16"
+            )
         return self
