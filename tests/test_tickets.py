@@ -53,6 +53,36 @@ def test_out_of_scope_messages_have_neither_product_nor_order():
     assert all(t.answer["product"] is None and t.answer["order"] is None for t in strangers)
 
 
+def test_readers_differ_in_nothing_but_how_urgent_a_close_call_is():
+    agreed, one, another = (list(tickets(2000, 10, spread=spread)) for spread in (0.0, 0.25, 0.5))
+    for ticket, reader in zip(agreed, one, strict=True):
+        assert reader.message == ticket.message
+        assert {**reader.answer, "urgency": None} == {**ticket.answer, "urgency": None}
+        assert reader.thought.rpartition(", so ")[0] == ticket.thought.rpartition(", so ")[0]
+    differ = [
+        sum(t.answer != r.answer for t, r in zip(agreed, readers, strict=True)) for readers in (one, another)
+    ]
+    assert 0.02 < differ[0] / 2000 < 0.1 < differ[1] / 2000
+
+
+def test_the_weightiest_thing_said_leads_and_another_may_only_temper_it():
+    worth = {because: points for _, because, points in words.REMARKS}
+    worth |= {
+        f"{because} {when}": base + later
+        for _, because, base in words.OCCASIONS
+        for when, later in words.TIMES.items()
+    }
+    led = set()
+    for ticket in tickets(4000, 11):
+        because, _, urgency = ticket.thought.rpartition("; ")[2].partition(", so ")
+        points = worth.get(because, 0)  # nothing pressing is said: see UNSAID
+        led.add((urgency, points > 0, points < 0))
+    assert led == {
+        ("high", True, False), ("normal", True, False), ("normal", False, False),
+        ("normal", False, True), ("low", False, True),
+    }  # fmt: skip
+
+
 def test_misspelt_messages_have_correctly_spelt_answers():
     named = [t for t in tickets(2000, 7) if t.answer["product"]]
     unsaid = [t for t in named if t.answer["product"].split()[0] not in t.message.lower()]

@@ -54,6 +54,8 @@ COPY_TOKENS, ROWS = 1000, 16  # a batch: heads that copy want many steps, not ma
 PEAK_RATE, WARM_UP = 1e-3, 50
 EXIT_WEIGHT = 0.5  # of the early exit's loss beside the whole model's
 MESSAGE_WEIGHT = 0.1  # the message's own tokens: cheap knowledge of words, worth a little
+READERS = 0.25  # how far the readers who answered the training's messages are apart in judging urgency
+JUDGEMENT_WEIGHT = 4.0  # of the one word in the thought in which urgency is decided
 HELD_OUT_SEED = 1_000_003  # checks while training; 1_000_004 for the card's figures
 
 
@@ -123,7 +125,7 @@ def task_batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Fresh tickets in batches of similar length: ids and weights [rows, length]."""
-    stream = tickets(10**9, seed)
+    stream = tickets(10**9, seed, spread=READERS)
     while True:
         pool = sorted(
             (encode(tokenizer, next(stream)) for _ in range(64 * ROWS)), key=lambda pair: len(pair[0])
@@ -143,7 +145,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, ticket: Ticket) -> tuple[list[int
     """A ticket as token ids, and each id's weight as a prediction; the end of turn is learned too."""
     prompt = tokenizer.encode(render(ticket.message))
     reply = tokenizer.encode(ticket.reply + TURN_END)
-    return prompt + reply, [MESSAGE_WEIGHT] * (len(prompt) - 3) + [0.0] * 3 + [1.0] * len(reply)
+    weights = [MESSAGE_WEIGHT] * (len(prompt) - 3) + [0.0] * 3 + [1.0] * len(reply)
+    weights[len(prompt) + reply.index(tokenizer.convert_tokens_to_ids("</think>")) - 1] = JUDGEMENT_WEIGHT
+    return prompt + reply, weights
 
 
 def render(message: str) -> str:

@@ -7,6 +7,7 @@ the one that is meant, cues are denied or borrowed.
 """
 
 import json
+import math
 import random
 import re
 from collections.abc import Iterable, Iterator
@@ -50,12 +51,27 @@ class _Item:
         return self.product.split()[-1] if self.product else "order"
 
 
-def tickets(count: int, seed: int) -> Iterator[Ticket]:
-    """Yield `count` tickets with distinct messages, the same for the same seed."""
-    rng = random.Random(seed)
+@dataclass(frozen=True)
+class _Pressure:
+    """How pressing a message is: its sentences, the thought's word for the weightiest, their points."""
+
+    cues: list[str]
+    because: str
+    points: int
+
+
+def tickets(count: int, seed: int, *, spread: float = 0.0) -> Iterator[Ticket]:
+    """Yield `count` tickets with distinct messages, the same for the same seed.
+
+    Urgency is a matter of judgement. With `spread` 0 it is what readers agree on; above, each ticket is answered by
+    one reader, whose view of the points differs from the others' by a logistic draw of this scale. The messages are
+    the same.
+    """
+    rng, reader = random.Random(seed), random.Random(seed + 1)
     seen: set[str] = set()
     while len(seen) < count:
-        ticket = _ticket(rng)
+        share = reader.random()
+        ticket = _ticket(rng, spread * math.log(share / (1 - share)) if spread else 0.0)
         if ticket.message not in seen:
             seen.add(ticket.message)
             yield ticket
@@ -88,8 +104,9 @@ def _write(path: Path, records: Iterable[dict[str, object]]) -> None:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def _ticket(rng: random.Random) -> Ticket:
-    urgency, cue, because = _urgency(rng)
+def _ticket(rng: random.Random, leaning: float) -> Ticket:
+    pressure = _pressure(rng)
+    urgency = _urgency(pressure.points + leaning)
     if rng.random() < 0.1:
         intent, item = "other", _Item(None, None)
         body, subject = [_fill(rng.choice(words.OUT_OF_SCOPE), rng)], "no order"
@@ -97,23 +114,32 @@ def _ticket(rng: random.Random) -> Ticket:
         intent = rng.choice(list(words.REQUESTS))
         item = _item(rng)
         body, subject = _body(item, intent, rng)
-    sentences = _around(body, cue, rng)
+    sentences = _around(body, pressure.cues, rng)
     message = _spoil(_punctuate(sentences, rng), rng)
-    thought = f"{subject}; {rng.choice(words.REASONS[intent])}; {because}"
+    thought = f"{subject}; {rng.choice(words.REASONS[intent])}; {pressure.because}, so {urgency}"
     values = (intent, item.product, item.order, urgency)
     return Ticket(message, dict(zip(FIELDS, values, strict=True)), thought)
 
 
-def _urgency(rng: random.Random) -> tuple[str, str | None, str]:
-    """The urgency, the sentence that shows it (if any) and the thought's word for it."""
-    draw = rng.random()
-    if draw < 0.3:
-        cue, because = rng.choice(words.URGENT)
-        return "high", cue, f"{because}, so high"
-    if draw < 0.5:
-        cue, because = rng.choice(words.RELAXED)
-        return "low", cue, f"{because}, so low"
-    return "normal", rng.choice(words.NEUTRAL) if rng.random() < 0.4 else None, rng.choice(words.UNSAID)
+def _pressure(rng: random.Random) -> _Pressure:
+    """What the message says of its urgency: nothing, one thing or two."""
+    said = [_cue(rng) for _ in range(rng.choices((0, 1, 2), (2, 5, 3))[0])]
+    points = sum(worth for _, _, worth in said)
+    _, because, worth = max(said, key=lambda cue: abs(cue[2]), default=("", "", 0))
+    return _Pressure([cue for cue, _, _ in said], because if worth else rng.choice(words.UNSAID), points)
+
+
+def _cue(rng: random.Random) -> tuple[str, str, int]:
+    """A sentence, the thought's name for it, its points."""
+    if rng.random() < 0.5:
+        return rng.choice(words.REMARKS)
+    cue, because, worth = rng.choice(words.OCCASIONS)
+    when = rng.choice(list(words.TIMES))
+    return cue.format(when=when), f"{because} {when}", worth + words.TIMES[when]
+
+
+def _urgency(points: float) -> str:
+    return "high" if points > words.HIGH else "low" if points < words.LOW else "normal"
 
 
 def _item(rng: random.Random) -> _Item:
@@ -206,16 +232,16 @@ def _fill(template: str, rng: random.Random, it: str = "") -> str:
     )
 
 
-def _around(body: list[str], cue: str | None, rng: random.Random) -> list[str]:
-    """Put greeting, cue, asides and thanks around the request."""
+def _around(body: list[str], cues: list[str], rng: random.Random) -> list[str]:
+    """Put greeting, cues, asides and thanks around the request."""
     sentences = list(body)
-    if cue:
-        sentences.insert(rng.choice((0, len(body), len(body))), cue)
-    if rng.random() < 0.35:
+    for cue in cues:
+        sentences.insert(rng.choice((0, len(sentences), len(sentences))), cue)
+    if rng.random() < 0.15:
         sentences.insert(rng.choice((0, len(sentences))), _fill(rng.choice(words.ASIDES), rng))
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         sentences.insert(0, rng.choice(words.GREETINGS))
-    if rng.random() < 0.35:
+    if rng.random() < 0.25:
         thanks = rng.choice(words.THANKS)
         sentences.append(f"{thanks}, {rng.choice(words.NAMES)}" if rng.random() < 0.6 else thanks)
     return sentences
