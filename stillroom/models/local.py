@@ -60,7 +60,7 @@ class LocalModel:
         self.batch_size = batch_size
         spill = mkdtemp(prefix="stillroom-offload-")
         self._clean = weakref.finalize(self, shutil.rmtree, spill, ignore_errors=True)
-        self.model = _load(self.name, dtype, device or "auto", trust_remote_code, spill)
+        self.model = load_causal(self.name, dtype, device or "auto", trust_remote_code, spill)
         self.device = input_device(self.model)
         """Where inputs go."""
         self.renderer = renderer or Renderer.load(reference, trust_remote_code=trust_remote_code)
@@ -149,7 +149,22 @@ class LocalModel:
         return list(logits.float().reshape(-1, self.vocab_size).split(counts))
 
 
-def _load(name: str, dtype: str, place: Any, trust_remote_code: bool, spill: str) -> Any:
+def load_causal(
+    name: str, dtype: str, place: Any = None, trust_remote_code: bool = False, spill: str | None = None
+) -> Any:
+    """A whole causal language model for answering: in evaluation mode, its weights as `dtype` says.
+
+    Args:
+        name: a Hugging Face folder or hub id.
+        dtype: as for LocalModel.
+        place: where its parts go, in accelerate's terms; None: the CPU, or where a quantised model must be.
+        trust_remote_code: run Python code that comes with the model.
+        spill: folder for weights that neither GPUs nor memory can take.
+
+    Raises:
+        ModelError: it cannot be loaded, or weights are missing.
+        MissingExtra: bitsandbytes is needed and not installed.
+    """
     quick = "bfloat16" if bfloat16_is_quick() else "float32"
     quantised = quantisation(
         dtype,

@@ -75,7 +75,7 @@ def check(run: Run) -> None:
         own = run.locate(teacher.prices) if teacher.prices else None
         terms = terms_of(teacher.model, base_url(teacher.api) if teacher.api else None, own)
         check_terms(teacher.model, terms, accepted=teacher.accept_terms)
-    if teacher.api or teacher.model.endswith(".gguf") or recipe.distil.loss.soft == 0:
+    if recipe.foreign_teacher or recipe.distil.loss.soft == 0:
         return  # API and GGUF teachers are compared token by token when they answer
     from stillroom.models.vocabulary import check_same_vocabulary
 

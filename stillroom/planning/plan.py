@@ -25,6 +25,9 @@ _QUESTION_TOKENS, _VOCABULARY = 50, 150_000
 _API_BYTES = 70
 """Of a token's signal from an API's 20 likeliest: ids of up to 18 bits, a byte for each weight, the bucket."""
 
+_BYTES = {"bfloat16": 2.0, "float16": 2.0, "8-bit": 1.0, "4-bit": 0.5}
+"""Of a weight of a live teacher; `auto` may come to 4."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -58,6 +61,8 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
         if teacher and student.parameters < 0.1 * teacher.parameters:
             yield "  warning: under 10 % of the teacher's parameters the loss by compression becomes severe"
         need = student.training_bytes(recipe.distil.micro_batch_size, 2 * _ANSWER_TOKENS)
+        if teacher and recipe.distil.teacher == "live":
+            need += int(teacher.parameters * _BYTES.get(recipe.teacher.dtype, 4))
         yield f"training       about {size(need)} at {recipe.distil.micro_batch_size} lessons of 200 tokens at once"
         if need > memory_bytes():
             yield f"  warning: this machine has {size(memory_bytes())}; lower distil.micro_batch_size"

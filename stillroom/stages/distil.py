@@ -11,7 +11,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ from transformers import AutoConfig
 from stillroom.contracts.conversations import with_system
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import digest, read_lines, storage, write_json
+from stillroom.contracts.recipe import Distil
 from stillroom.contracts.records import Lesson, content_key, from_line
 from stillroom.lessons.teach.asking import read_run_prompts
+from stillroom.losses import MatchWeights
+from stillroom.models.local import load_causal
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
 from stillroom.models.rendering import Rendered, Renderer
@@ -31,6 +34,7 @@ from stillroom.training.adapters import add_lora, merged
 from stillroom.training.batches import MemoryRows, RowSource, TrainingRow
 from stillroom.training.bookrows import BookRows
 from stillroom.training.fitting import fit, steps_of
+from stillroom.training.matching import Matching
 from stillroom.training.objective import Objective
 from stillroom.training.students import build_student, save_student
 
@@ -63,8 +67,7 @@ class DistilStage:
         self.trained: dict[str, str] = (
             json.loads(self.trained_file.read_text()) if self.trained_file.is_file() else {}
         )
-        loss = self.recipe.distil.loss
-        self.objective = Objective(hard=loss.hard, soft=loss.soft, temperature=self.recipe.distil.temperature)
+        self.objective = _objective(self.recipe.distil)
         self.steps = 0
         self.validation: list[TrainingRow] = []
 
@@ -79,6 +82,17 @@ class DistilStage:
             seed=self.recipe.seed,
             texts=lambda: (row.ids for row in islice(self.lessons("train"), _RANKING_ROWS)),
         )
+
+    @property
+    def from_book(self) -> bool:
+        """Whether the student's rows come with the signals of the run's book."""
+        return self.objective.listens and self.recipe.distil.teacher == "book"
+
+    def live_teacher(self) -> Any:
+        """The teacher itself, for training beside it."""
+        spec = self.recipe.teacher
+        reference = str(resolve_model(spec.model, self.context.run.base))
+        return load_causal(reference, spec.dtype, trust_remote_code=spec.trust_remote_code)
 
     def lessons(self, split: str) -> Iterator[Rendered]:
         """The lessons of a split as tokens; those over distil.max_length are left out and counted."""
@@ -121,7 +135,7 @@ class DistilStage:
             manifest = self.context.run.manifest(name)
             inputs[name] = manifest.fingerprint if manifest else ""
         settings = self.recipe.distil.model_dump(mode="json", exclude={"report_to", "loss"})
-        return content_key(inputs, settings, vars(apprentice.objective), self.steps, self.origin())
+        return content_key(inputs, settings, asdict(apprentice.objective), self.steps, self.origin())
 
     def origin(self) -> str:
         """All that the untrained student depends on."""
@@ -157,6 +171,7 @@ class DistilStage:
         student = self.untrained()
         if self.recipe.student.lora is not None:
             student = add_lora(student, self.recipe.student.lora, self.recipe.seed)
+        listens = apprentice.objective.listens
         counts = fit(
             student,
             apprentice.rows(),
@@ -168,7 +183,8 @@ class DistilStage:
             metrics=apprentice.metrics,
             label=f"training {apprentice.name}",
             progress=self.context.progress,
-            validation=self.validation if apprentice.objective.needs_signals else [],
+            validation=self.validation if listens else [],
+            teacher=self.live_teacher() if listens and self.recipe.distil.teacher == "live" else None,
             boards=self.context.folder / "tensorboard" / apprentice.name,
         )
         self.save(student, apprentice.folder)
@@ -214,7 +230,7 @@ def run(context: StageContext) -> dict[str, Any]:
         BookError: the book does not fit the lessons.
     """
     stage, recipe, folder = DistilStage(context), context.recipe, context.folder
-    train = stage.rows(stage.lessons("train"), signals=stage.objective.needs_signals)
+    train = stage.rows(stage.lessons("train"), signals=stage.from_book)
     if len(train.lengths) == 0:
         raise DataError(
             "no lesson can be trained on",
@@ -222,7 +238,7 @@ def run(context: StageContext) -> dict[str, Any]:
             do="raise distil.max_length, or look at filter/lessons.jsonl",
         )
     stage.steps = steps_of(recipe.distil, len(train.lengths))
-    tune = stage.rows(stage.lessons("tune"), signals=stage.objective.needs_signals)
+    tune = stage.rows(stage.lessons("tune"), signals=stage.from_book)
     stage.validation = [tune[index] for index in range(min(len(tune.lengths), _VALIDATION_ROWS))]
     counts: dict[str, Any] = {"lessons": len(train.lengths), "tokens": int(train.lengths.sum())}
     student = Apprentice(
@@ -238,6 +254,19 @@ def run(context: StageContext) -> dict[str, Any]:
         counts["without signal"] = stage.without_signal
         context.progress.say(f"{stage.without_signal} lessons have no usable signal and were left out")
     return counts
+
+
+def _objective(distil: Distil) -> Objective:
+    """The loss that a recipe asks for."""
+    loss, match = distil.loss, distil.match
+    matching = Matching(
+        MatchWeights(**loss.matched, layers=match.layer_weights),
+        match.layers,
+        match.states,
+        match.maps,
+        match.relation_heads,
+    )
+    return Objective(loss.hard, loss.soft, distil.temperature, loss.divergence, matching)
 
 
 def _baseline(stage: DistilStage, name: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ adapters) and gradients are synchronised as the wrapper means them to be.
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,26 +18,35 @@ from stillroom.losses import SparseTargets, TeacherHead, fused_linear_divergence
 from stillroom.models.heads import head_of
 from stillroom.signals.hidden import HiddenSignals
 from stillroom.training.batches import Targets
+from stillroom.training.matching import Matcher, Matching
 from stillroom.training.packing import Layout, packed_arguments
+
+_MATCHER = "matcher"  # the name of what is matched inside, as a part of the student while it trains
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The weights of the loss's terms, and the temperature and the divergence of the soft one.
+    """The weights of the loss's terms, the temperature and the divergence of the soft one, and what is matched inside.
 
     A live teacher and hidden states serve every divergence by name of `fused_linear_divergence`, sampled signals those
-    that are linear in the teacher's distribution.
+    that are linear in the teacher's distribution. Matching wants a live teacher.
     """
 
     hard: float = 0.0
     soft: float = 1.0
     temperature: float = 1.0
     divergence: str = "forward_kl"
+    matching: Matching = field(default_factory=Matching)
 
     @property
     def needs_signals(self) -> bool:
         """Whether the teacher must be heard, live or through the rows' signals."""
         return self.soft > 0
+
+    @property
+    def listens(self) -> bool:
+        """Whether the teacher counts at all."""
+        return self.needs_signals or bool(self.matching.components)
 
     def attach(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
         """Let the model's forward answer a batch of `collate` and `scale` with what `loss` returns.
@@ -48,11 +58,15 @@ class Objective:
             teacher: a live teacher, which sees the same batches and gets no gradient; else signals come with them.
 
         Raises:
-            ValueError: the teacher carries adapters.
+            ValueError: the teacher carries adapters, or is to be matched and is not there or cannot be looked into.
         """
         if teacher is not None and hasattr(teacher, "get_base_model"):
             raise ValueError("a live teacher must be whole: merge its adapters first")
         decoder = decoder_of(student)
+        if self.matching.components:
+            if teacher is None:
+                raise ValueError("the inside of a teacher can only be matched while it is live")
+            decoder.add_module(_MATCHER, Matcher(decoder, teacher, self.matching))
         plain = decoder.forward
         objective = self
 
@@ -70,6 +84,13 @@ class Objective:
         """Give the model its own forward back, so that it can be saved, copied and used as any other."""
         decoder = decoder_of(student)
         decoder.__dict__.pop("forward", None)
+        if hasattr(decoder, _MATCHER):
+            delattr(decoder, _MATCHER)
+
+    @staticmethod
+    def matcher(student: nn.Module) -> Matcher | None:
+        """What compares the student's inside with the teacher's, while it is attached."""
+        return getattr(decoder_of(student), _MATCHER, None)
 
     def loss(
         self,
@@ -103,15 +124,17 @@ class Objective:
         """
         hard, soft = (1.0, float(self.needs_signals)) if measure else (self.hard, self.soft)
         batch = {"input_ids": input_ids, "positions": positions, **packing}
-        hidden = hidden_states(model, **batch)
-        known: SparseTargets | TeacherHead | None
-        known = targets.teacher() if isinstance(targets, HiddenSignals) else targets
-        if teacher is not None and soft:
-            with torch.no_grad():
-                above = head_of(teacher)
-                known = TeacherHead(
-                    hidden_states(teacher, **batch), above.weight, above.bias, above.scale, above.softcap
-                )
+        matcher = None if measure else self.matcher(model)
+        with matcher.watching(model, teacher) if matcher else nullcontext() as seen:
+            hidden = hidden_states(model, **batch)
+            known: SparseTargets | TeacherHead | None
+            known = targets.teacher() if isinstance(targets, HiddenSignals) else targets
+            if teacher is not None and (soft or matcher):
+                with torch.no_grad():
+                    above = head_of(teacher)
+                    known = TeacherHead(
+                        hidden_states(teacher, **batch), above.weight, above.bias, above.scale, above.softcap
+                    )
         head = head_of(model)
         fused = fused_linear_divergence(
             hidden,
@@ -128,7 +151,8 @@ class Objective:
             logit_scale=head.scale,
             softcap=head.softcap,
         )
-        return {"loss": fused.loss, "hard_values": fused.hard_values, "soft_values": fused.soft_values}
+        loss = fused.loss if matcher is None else fused.loss + matcher(seen, positions).sum() * scale
+        return {"loss": loss, "hard_values": fused.hard_values, "soft_values": fused.soft_values}
 
 
 def hidden_states(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -24,6 +26,8 @@ from stillroom.training.objective import Objective, decoder_of
 from stillroom.training.packable import use_packing
 from stillroom.training.packing import Layout, undo_packing
 from stillroom.training.prefetch import Ahead
+
+_MATCHER = "matcher.safetensors"
 
 
 class DistillationTrainer(Trainer):
@@ -73,9 +77,11 @@ class DistillationTrainer(Trainer):
             **kwargs,
         )
         if teacher is not None:
-            teacher.to(args.device).eval().requires_grad_(False)
+            teacher.eval().requires_grad_(False)
+            if getattr(teacher, "quantization_method", None) is None:  # those lie where they were loaded to
+                teacher.to(args.device)
         longest = max([int(plan.lengths.max()), *(len(row.ids) for row in validation)])
-        self.packed = packing and self._can_pack(longest)
+        self.packed = packing and not objective.matching.reads_maps and self._can_pack(longest)
         self._ahead: Ahead | None = None
 
     def _can_pack(self, longest: int) -> bool:
@@ -94,6 +100,20 @@ class DistillationTrainer(Trainer):
         for model in (self.model, self.teacher):
             if model is not None:
                 undo_packing(decoder_of(model))
+
+    # Checkpoints. An adapter's holds the adapter alone; what is matched inside has weights of its own.
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        matcher = self.objective.matcher(self.model)
+        if matcher is not None and self.args.should_save:
+            save_file(matcher.state_dict(), Path(output_dir or self.args.output_dir) / _MATCHER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        matcher = self.objective.matcher(self.model)
+        if matcher is not None:
+            matcher.load_state_dict(load_file(Path(resume_from_checkpoint) / _MATCHER))
 
     # Batches.
 

@@ -3,7 +3,7 @@
 Every field has a description; `docs/recipe.md` and the JSON Schema are generated from them.
 """
 
-from stillroom.contracts.recipe.distil import Baseline, Distil, Loss
+from stillroom.contracts.recipe.distil import Baseline, Distil, Loss, Match
 from stillroom.contracts.recipe.evaluate import Evaluate, Task
 from stillroom.contracts.recipe.export import Export, Kind
 from stillroom.contracts.recipe.filter import Filter
@@ -24,6 +24,7 @@ __all__ = [
     "Kind",
     "Lora",
     "Loss",
+    "Match",
     "Method",
     "Mix",
     "PromptSource",

@@ -9,25 +9,81 @@ from pydantic import Field, model_validator
 from stillroom.contracts.recipe.section import Section
 
 Baseline = Literal["before", "labels-only", "answers-only"]
+Divergence = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "skew_kl",
+    "skew_reverse_kl",
+    "alpha_beta",
+    "total_variation",
+]
 
 
 class Loss(Section):
     """The weights of the training loss's terms."""
 
     hard: float = Field(0.0, ge=0, description="Cross-entropy with the lesson's own tokens.")
-    soft: float = Field(1.0, ge=0, description="Forward KL to the teacher's signals.")
+    soft: float = Field(1.0, ge=0, description="The divergence from what the teacher held possible.")
+    divergence: Divergence = Field(
+        "forward_kl",
+        description="How the two distributions are compared: see docs/losses.md. Signals that are drawn or cut serve "
+        "`forward_kl`; a live teacher and signals of kind `hidden` serve every one.",
+    )
+
+    hidden: float = Field(0.0, ge=0, description="Hidden states of matched layers; wants a live teacher.")
+    attention: float = Field(0.0, ge=0, description="Attention maps of matched layers, likewise.")
+    attention_output: float = Field(
+        0.0, ge=0, description="What attention adds to the hidden state, likewise."
+    )
+    mlp: float = Field(0.0, ge=0, description="What the MLP adds to the hidden state, likewise.")
+    query: float = Field(0.0, ge=0, description="Relations among the queries of a layer, likewise.")
+    key: float = Field(0.0, ge=0, description="Relations among the keys of a layer, likewise.")
+    value: float = Field(0.0, ge=0, description="Relations among the values of a layer, likewise.")
+
+    @property
+    def matched(self) -> dict[str, float]:
+        """The weights of what is matched inside the models."""
+        names = ("hidden", "attention", "attention_output", "mlp", "query", "key", "value")
+        return {name: getattr(self, name) for name in names}
 
     @model_validator(mode="after")
     def _some(self) -> Loss:
-        if self.hard == 0 and self.soft == 0:
-            raise ValueError("hard and soft are both 0: nothing would be learned")
+        if not any((self.hard, self.soft, *self.matched.values())):
+            raise ValueError("hard and soft are both 0, and nothing is matched: nothing would be learned")
         return self
+
+
+class Match(Section):
+    """How the inside of a live teacher is matched, where distil.loss says that it is."""
+
+    layers: Literal["uniform", "last"] | dict[int, int] = Field(
+        "uniform",
+        description="Which layers: `uniform`, spread over both depths; `last` to last; or the student's layer: the "
+        "teacher's. 0 is the embedding, 1 the first layer's output.",
+    )
+    layer_weights: dict[int, float] = Field(
+        {}, description="Weights of the student's layers; 1 for those not named."
+    )
+    states: Literal["mse", "cosine"] = Field(
+        "mse", description="How hidden states and the outputs of attention and MLP are compared."
+    )
+    maps: Literal["kl", "mse"] = Field("kl", description="How attention maps are compared.")
+    relation_heads: int = Field(
+        8, ge=1, description="Heads that queries, keys or values are split into for their relations."
+    )
 
 
 class Distil(Section):
     """How the student trains."""
 
     loss: Loss = Field(default_factory=Loss, description="The weights of the loss's terms.")
+    match: Match = Field(default_factory=Match, description="How the inside of the models is matched.")
+    teacher: Literal["book", "live"] = Field(
+        "book",
+        description="Where the soft loss hears the teacher: in the lesson book, or `live`, in memory beside the student and "
+        "asked anew at every step. A live teacher is a Hugging Face folder; teach.signal.kind may then be `none`.",
+    )
     temperature: float = Field(
         1.0,
         gt=0,

@@ -52,10 +52,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        if self.distil.loss.soft > 0 and self.teach.signal.kind == "none":
-            raise ValueError(
-                "distil.loss.soft is above 0 but teach.signal.kind is none: there is nothing to match"
-            )
+        self._hears_its_teacher()
         given = [one.file for one in self.prompts if one.form == "corpus" or one.answers == "given"]
         if given and (self.teach.samples > 1 or self.teach.logged_answers == "ask"):
             raise ValueError(
@@ -71,7 +68,7 @@ class Recipe(Section):
             raise ValueError(
                 "an API's log-probabilities are those of temperature 1: set distil.temperature to 1"
             )
-        foreign = self.teacher.api is not None or self.teacher.model.endswith(".gguf")
+        foreign = self.foreign_teacher
         own = self.student.model or (self.student.prune and self.student.prune.source)
         if foreign and not own:
             raise ValueError(
@@ -88,3 +85,32 @@ class Recipe(Section):
                 "an API gives its top log-probabilities only: set teach.signal.kind to top-k or none"
             )
         return self
+
+    def _hears_its_teacher(self) -> None:
+        """The soft loss has what it needs: signals, or a teacher that can be live, of a kind that fits the divergence."""
+        loss, live = self.distil.loss, self.distil.teacher == "live"
+        matched = [name for name, weight in loss.matched.items() if weight]
+        if matched and not live:
+            raise ValueError(
+                f"distil.loss.{matched[0]} matches the inside of the teacher, which no book holds: set distil.teacher live"
+            )
+        if live and loss.soft == 0 and not matched:
+            raise ValueError("distil.teacher is live but distil.loss.soft is 0: nobody would listen to it")
+        if live and self.foreign_teacher:
+            raise ValueError(
+                "only a Hugging Face folder can be a live teacher: set distil.teacher to book for an API or a .gguf file"
+            )
+        if loss.soft > 0 and not live and self.teach.signal.kind == "none":
+            raise ValueError(
+                "distil.loss.soft is above 0 but teach.signal.kind is none: there is nothing to match"
+            )
+        if loss.divergence != "forward_kl" and not live and self.teach.signal.kind != "hidden":
+            raise ValueError(
+                f"distil.loss.divergence {loss.divergence} would be biased by signals that are drawn or cut: set "
+                "distil.teacher to live, or teach.signal.kind to hidden"
+            )
+
+    @property
+    def foreign_teacher(self) -> bool:
+        """Whether the teacher's weights are out of transformers' reach."""
+        return self.teacher.api is not None or self.teacher.model.endswith(".gguf")
