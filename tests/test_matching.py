@@ -30,8 +30,8 @@ def teacher(tokenizer: Any) -> Any:
     return tiny_llama(tokenizer, seed=1, layers=4)
 
 
-def only(layers: Any = "uniform", **weights: float) -> Matching:
-    return Matching(MatchWeights(**{**dict.fromkeys(COMPONENTS, 0.0), **weights}), layers, relation_heads=4)
+def only(layers: Any = "uniform", **weights: Any) -> Matching:
+    return Matching(weights, layers=layers, relation_heads=4)
 
 
 def rows(count: int = 10) -> list[TrainingRow]:

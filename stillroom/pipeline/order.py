@@ -91,7 +91,7 @@ def _teach(run: Run) -> dict[str, Any]:
         "teacher": who | {"content": content},
         "teach": asked,
         "student": _student_content(run),
-        "distil": {"temperature": recipe.distil.temperature},
+        "distil": {"temperature": recipe.capture_temperature},
         "seed": recipe.seed,
     }
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from stillroom.contracts.recipe import Recipe
+from stillroom.contracts.recipe import Distil, Recipe
+from stillroom.contracts.recipe.schedule import Weight, peak
 from stillroom.contracts.runfolder import Run
 from stillroom.models.references import EMBEDDED, resolve_model
 from stillroom.models.teachers import Terms
@@ -56,8 +57,24 @@ def model_card(run: Run, files: list[Path], *, ollama: bool = True) -> str:
         lessons=_counts(run, "filter").get("lessons"),
         steps=_counts(run, "distil").get("models", {}).get("student", {}).get("steps"),
         ollama=ollama,
+        loss=_loss(recipe.distil),
         cell=_cell,
     )
+
+
+def _loss(distil: Distil) -> str:
+    """The training loss in words."""
+    loss = distil.loss
+    divergence = "forward KL" if loss.divergence == "forward_kl" else loss.divergence.replace("_", " ")
+    terms = f"{_course(loss.soft)} × {divergence} to the teacher + {_course(loss.hard)} × cross-entropy"
+    matched = [f"{_course(weight)} × {name}" for name, weight in loss.matched.items() if peak(weight)]
+    inside = f"; of the live teacher's inside: {', '.join(matched)}" if matched else ""
+    return f"{terms}, at temperature {_course(distil.temperature)}{inside}"
+
+
+def _course(value: Weight) -> str:
+    """A number, or its way through the training: 4.0 to 1.0."""
+    return " to ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
 def dataset_card(

@@ -24,7 +24,6 @@ from stillroom.contracts.files import digest, read_lines, storage, write_json
 from stillroom.contracts.recipe import Distil
 from stillroom.contracts.records import Lesson, content_key, from_line
 from stillroom.lessons.teach.asking import read_run_prompts
-from stillroom.losses import MatchWeights
 from stillroom.models.local import load_causal
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
@@ -123,7 +122,7 @@ class DistilStage:
             self.context.run.need("teach") / "signals",
             lessons,
             tokenizer_hash=self.renderer.tokenizer_hash,
-            temperature=self.recipe.distil.temperature,
+            temperature=self.recipe.capture_temperature,
         )
         self.without_signal += book.missing
         return book
@@ -260,7 +259,8 @@ def _objective(distil: Distil) -> Objective:
     """The loss that a recipe asks for."""
     loss, match = distil.loss, distil.match
     matching = Matching(
-        MatchWeights(**loss.matched, layers=match.layer_weights),
+        loss.matched,
+        match.layer_weights,
         match.layers,
         match.states,
         match.maps,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillroom.contracts.recipe.schedule import Weight, peak, value_at
 from stillroom.losses import (
     Captured,
     MatchWeights,
@@ -29,7 +30,6 @@ from stillroom.losses import (
 
 _STATES = ("hidden", "attention_output", "mlp")
 _RELATIONS = ("query", "key", "value")
-_NOTHING = MatchWeights(hidden=0, attention=0, attention_output=0, mlp=0, query=0, key=0, value=0)
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,16 @@ class Matching:
     """What of a teacher's inside is matched, and how.
 
     Args:
-        weights: of each component and layer; what has weight 0 is not computed.
+        weights: of components, by the names of `MatchWeights`; 0 for those not named. What has weight 0 is not computed.
+        layer_weights: of the student's layers; 1 for those not named.
         layers: the student's layers and the teacher's, see `map_layers`.
         states: "mse" or "cosine", see `hidden_state_loss`.
         maps: "kl" or "mse", see `attention_loss`.
         relation_heads: into how many heads relations are split, see `relation_loss`.
     """
 
-    weights: MatchWeights = field(default_factory=lambda: _NOTHING)
+    weights: Mapping[str, Weight] = field(default_factory=dict)
+    layer_weights: Mapping[int, float] = field(default_factory=dict)
     layers: str | Mapping[int, int] = "uniform"
     states: str = "mse"
     maps: str = "kl"
@@ -53,7 +55,12 @@ class Matching:
     @property
     def components(self) -> list[str]:
         """Those that count."""
-        return [name for name in MatchWeights.components() if getattr(self.weights, name) > 0]
+        return [name for name in MatchWeights.components() if peak(self.weights.get(name, 0.0)) > 0]
+
+    def at(self, progress: float) -> MatchWeights:
+        """The weights when this share of the training is done."""
+        now = {name: value_at(self.weights.get(name, 0.0), progress) for name in MatchWeights.components()}
+        return MatchWeights(**now, layers=self.layer_weights)
 
     @property
     def reads_maps(self) -> bool:
@@ -119,13 +126,18 @@ class Matcher(nn.Module):
                     kept["attention"] = hooks.enter_context(capture_attention(modules))
             yield seen
 
-    def forward(self, seen: Seen, positions: Tensor) -> Tensor:
+    def forward(self, seen: Seen, positions: Tensor, progress: float = 0.0) -> Tensor:
         """The weighted sum of all components at the positions `[N]` of the flattened batch: float32 `[N]`."""
-        values: dict[tuple[int, str], Tensor] = {}
-        for name, pairs in self.pairs.items():
-            for own, other in pairs.items():
-                values[own, name] = self._compared(name, own, other, seen, positions)
-        return weighted_components(values, self.matching.weights)
+        weights = self.matching.at(progress)
+        values = {
+            (own, name): self._compared(name, own, other, seen, positions)
+            for name, pairs in self.pairs.items()
+            if getattr(weights, name) > 0
+            for own, other in pairs.items()
+        }
+        if not values:
+            return torch.zeros(len(positions), device=positions.device)
+        return weighted_components(values, weights)
 
     def _compared(self, name: str, own: int, other: int, seen: Seen, positions: Tensor) -> Tensor:
         how = self.matching

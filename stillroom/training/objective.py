@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillroom.contracts.recipe.schedule import Weight, peak, value_at
 from stillroom.losses import SparseTargets, TeacherHead, fused_linear_divergence
 from stillroom.models.heads import head_of
 from stillroom.signals.hidden import HiddenSignals
@@ -29,19 +30,20 @@ class Objective:
     """The weights of the loss's terms, the temperature and the divergence of the soft one, and what is matched inside.
 
     A live teacher and hidden states serve every divergence by name of `fused_linear_divergence`, sampled signals those
-    that are linear in the teacher's distribution. Matching wants a live teacher.
+    that are linear in the teacher's distribution. Matching wants a live teacher. Weights and temperature may follow the
+    training's progress; signals that are drawn or cut are for one temperature.
     """
 
-    hard: float = 0.0
-    soft: float = 1.0
-    temperature: float = 1.0
+    hard: Weight = 0.0
+    soft: Weight = 1.0
+    temperature: Weight = 1.0
     divergence: str = "forward_kl"
     matching: Matching = field(default_factory=Matching)
 
     @property
     def needs_signals(self) -> bool:
         """Whether the teacher must be heard, live or through the rows' signals."""
-        return self.soft > 0
+        return peak(self.soft) > 0
 
     @property
     def listens(self) -> bool:
@@ -103,6 +105,7 @@ class Objective:
         targets: Targets | None = None,
         teacher: Any = None,
         measure: bool = False,
+        progress: float = 0.0,
         **packing: Any,
     ) -> dict[str, Tensor]:
         """The loss of one micro-batch, already divided by the whole step's token count.
@@ -116,13 +119,16 @@ class Objective:
             targets: the teacher's signals over the N positions.
             teacher: a live teacher, instead of targets.
             measure: take both terms at full weight, the soft one as forward KL, for validation.
+            progress: which share of the training is done, 0 to 1.
             packing: `position_ids` and `layout` of a packed batch.
 
         Returns:
             `loss` scalar; `hard_values` and `soft_values` float32 [N], detached, the latter with T squared; 0 where a
             term is off.
         """
-        hard, soft = (1.0, float(self.needs_signals)) if measure else (self.hard, self.soft)
+        hard, soft = value_at(self.hard, progress), value_at(self.soft, progress)
+        if measure:
+            hard, soft = 1.0, float(self.needs_signals)
         batch = {"input_ids": input_ids, "positions": positions, **packing}
         matcher = None if measure else self.matcher(model)
         with matcher.watching(model, teacher) if matcher else nullcontext() as seen:
@@ -145,13 +151,15 @@ class Objective:
             hard=hard,
             soft=soft,
             divergence="forward_kl" if measure else self.divergence,
-            temperature=self.temperature,
+            temperature=value_at(self.temperature, progress),
             student_bias=head.bias,
             student_lora=head.lora,
             logit_scale=head.scale,
             softcap=head.softcap,
         )
-        loss = fused.loss if matcher is None else fused.loss + matcher(seen, positions).sum() * scale
+        loss = (
+            fused.loss if matcher is None else fused.loss + matcher(seen, positions, progress).sum() * scale
+        )
         return {"loss": loss, "hard_values": fused.hard_values, "soft_values": fused.soft_values}
 
 

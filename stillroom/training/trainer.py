@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
+from stillroom.contracts.recipe.schedule import value_at
 from stillroom.losses import SparseTargets
 from stillroom.signals.hidden import HiddenSignals
 from stillroom.training.batches import Rows, RowSource, StepPlan, TrainingRow
@@ -158,7 +159,8 @@ class DistillationTrainer(Trainer):
         DDP averages gradients over ranks, hence the factor: the sum over ranks must come out undivided.
         """
         count = num_items_in_batch if num_items_in_batch is not None else len(inputs["labels"])
-        outputs = model(**inputs, scale=self.args.world_size / max(int(count), 1))
+        done = self.state.global_step / max(self.state.max_steps, 1)
+        outputs = model(**inputs, scale=self.args.world_size / max(int(count), 1), progress=done)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     @torch.no_grad()
@@ -174,7 +176,7 @@ class DistillationTrainer(Trainer):
         sums = torch.zeros(3, dtype=exact, device=self.args.device)
         for batch in self._validation_batches():
             with self.accelerator.autocast():
-                values = model(**self._prepare_inputs(batch), scale=1.0, measure=True)
+                values = model(**self._prepare_inputs(batch), scale=1.0, measure=True, progress=1.0)
             sums[0] += len(batch["labels"])
             sums[1] += values["hard_values"].to(exact).sum()
             sums[2] += values["soft_values"].to(exact).sum()
@@ -182,8 +184,8 @@ class DistillationTrainer(Trainer):
         tokens, hard, soft = self.accelerator.reduce(sums).tolist()
         figures = {"validation_loss": hard / max(tokens, 1)}
         if self.objective.needs_signals:
-            # Temperature squared belongs to the training loss; the figure shown is a plain KL.
-            figures["validation_kl"] = soft / self.objective.temperature**2 / max(tokens, 1)
+            # Temperature squared belongs to the training loss; the figure shown is a plain KL, at the last temperature.
+            figures["validation_kl"] = soft / value_at(self.objective.temperature, 1.0) ** 2 / max(tokens, 1)
         self.log(figures)
         return figures
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from stillroom.contracts.recipe.schedule import Positive, Weight, value_at
 from stillroom.contracts.recipe.section import Section
 
 Baseline = Literal["before", "labels-only", "answers-only"]
@@ -21,37 +22,41 @@ Divergence = Literal[
 
 
 class Loss(Section):
-    """The weights of the training loss's terms."""
+    """The weights of the training loss's terms: numbers, or `{share of the training: number}`, straight in between."""
 
-    hard: float = Field(0.0, ge=0, description="Cross-entropy with the lesson's own tokens.")
-    soft: float = Field(1.0, ge=0, description="The divergence from what the teacher held possible.")
+    hard: Weight = Field(0.0, description="Cross-entropy with the lesson's own tokens.")
+    soft: Weight = Field(1.0, description="The divergence from what the teacher held possible.")
     divergence: Divergence = Field(
         "forward_kl",
         description="How the two distributions are compared: see docs/losses.md. Signals that are drawn or cut serve "
         "`forward_kl`; a live teacher and signals of kind `hidden` serve every one.",
     )
 
-    hidden: float = Field(0.0, ge=0, description="Hidden states of matched layers; wants a live teacher.")
-    attention: float = Field(0.0, ge=0, description="Attention maps of matched layers, likewise.")
-    attention_output: float = Field(
-        0.0, ge=0, description="What attention adds to the hidden state, likewise."
-    )
-    mlp: float = Field(0.0, ge=0, description="What the MLP adds to the hidden state, likewise.")
-    query: float = Field(0.0, ge=0, description="Relations among the queries of a layer, likewise.")
-    key: float = Field(0.0, ge=0, description="Relations among the keys of a layer, likewise.")
-    value: float = Field(0.0, ge=0, description="Relations among the values of a layer, likewise.")
+    hidden: Weight = Field(0.0, description="Hidden states of matched layers; wants a live teacher.")
+    attention: Weight = Field(0.0, description="Attention maps of matched layers, likewise.")
+    attention_output: Weight = Field(0.0, description="What attention adds to the hidden state, likewise.")
+    mlp: Weight = Field(0.0, description="What the MLP adds to the hidden state, likewise.")
+    query: Weight = Field(0.0, description="Relations among the queries of a layer, likewise.")
+    key: Weight = Field(0.0, description="Relations among the keys of a layer, likewise.")
+    value: Weight = Field(0.0, description="Relations among the values of a layer, likewise.")
 
     @property
-    def matched(self) -> dict[str, float]:
+    def matched(self) -> dict[str, Weight]:
         """The weights of what is matched inside the models."""
         names = ("hidden", "attention", "attention_output", "mlp", "query", "key", "value")
         return {name: getattr(self, name) for name in names}
 
     @model_validator(mode="after")
     def _some(self) -> Loss:
-        if not any((self.hard, self.soft, *self.matched.values())):
+        terms = (self.hard, self.soft, *self.matched.values())
+        if any(not sum(value_at(term, share) for term in terms) for share in self._shares(terms)):
             raise ValueError("hard and soft are both 0, and nothing is matched: nothing would be learned")
         return self
+
+    @staticmethod
+    def _shares(terms: tuple[Weight, ...]) -> list[float]:
+        """Where all terms could be 0 at once: at the start, the end and the points of the schedules."""
+        return [0.0, 1.0, *(share for term in terms if isinstance(term, dict) for share in term)]
 
 
 class Match(Section):
@@ -84,10 +89,10 @@ class Distil(Section):
         description="Where the soft loss hears the teacher: in the lesson book, or `live`, in memory beside the student and "
         "asked anew at every step. A live teacher is a Hugging Face folder; teach.signal.kind may then be `none`.",
     )
-    temperature: float = Field(
+    temperature: Positive = Field(
         1.0,
-        gt=0,
-        description="Softens both distributions; signals are captured at it, and the soft loss carries T squared.",
+        description="Softens both distributions; signals are captured at it, and the soft loss carries T squared. With a "
+        "live teacher or signals of kind `hidden` it may change: {0: 4.0, 0.5: 1.0}.",
     )
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate (AdamW).")
     epochs: float = Field(3.0, gt=0, description="Passes over the lessons.")

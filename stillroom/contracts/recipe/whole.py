@@ -12,6 +12,7 @@ from stillroom.contracts.recipe.export import Export, Kind
 from stillroom.contracts.recipe.filter import Filter
 from stillroom.contracts.recipe.models import Student, Teacher
 from stillroom.contracts.recipe.prompts import Mix, PromptSource, Splits
+from stillroom.contracts.recipe.schedule import peak
 from stillroom.contracts.recipe.section import Section
 from stillroom.contracts.recipe.teach import Teach
 
@@ -58,7 +59,7 @@ class Recipe(Section):
             raise ValueError(
                 f"{', '.join(given)} brings its own text: teach.samples must be 1 and teach.logged_answers `take`"
             )
-        soft = self.teacher.api is not None and self.distil.loss.soft > 0
+        soft = self.teacher.api is not None and peak(self.distil.loss.soft) > 0
         if soft and given and self.teach.signal.source == "top_logprobs":
             raise ValueError(
                 f"this API would not read the text that {', '.join(given)} brings: set teach.signal.source to "
@@ -89,18 +90,18 @@ class Recipe(Section):
     def _hears_its_teacher(self) -> None:
         """The soft loss has what it needs: signals, or a teacher that can be live, of a kind that fits the divergence."""
         loss, live = self.distil.loss, self.distil.teacher == "live"
-        matched = [name for name, weight in loss.matched.items() if weight]
+        matched = [name for name, weight in loss.matched.items() if peak(weight) > 0]
         if matched and not live:
             raise ValueError(
                 f"distil.loss.{matched[0]} matches the inside of the teacher, which no book holds: set distil.teacher live"
             )
-        if live and loss.soft == 0 and not matched:
+        if live and peak(loss.soft) == 0 and not matched:
             raise ValueError("distil.teacher is live but distil.loss.soft is 0: nobody would listen to it")
         if live and self.foreign_teacher:
             raise ValueError(
                 "only a Hugging Face folder can be a live teacher: set distil.teacher to book for an API or a .gguf file"
             )
-        if loss.soft > 0 and not live and self.teach.signal.kind == "none":
+        if peak(loss.soft) > 0 and not live and self.teach.signal.kind == "none":
             raise ValueError(
                 "distil.loss.soft is above 0 but teach.signal.kind is none: there is nothing to match"
             )
@@ -109,6 +110,18 @@ class Recipe(Section):
                 f"distil.loss.divergence {loss.divergence} would be biased by signals that are drawn or cut: set "
                 "distil.teacher to live, or teach.signal.kind to hidden"
             )
+
+        if isinstance(self.distil.temperature, dict) and not live and self.teach.signal.kind != "hidden":
+            raise ValueError(
+                "signals that are drawn or cut are captured at one temperature: set distil.temperature to a number, "
+                "distil.teacher to live, or teach.signal.kind to hidden"
+            )
+
+    @property
+    def capture_temperature(self) -> float:
+        """The temperature that signals are captured at; hidden states, which have none, serve every one."""
+        temperature = self.distil.temperature
+        return 1.0 if isinstance(temperature, dict) else temperature
 
     @property
     def foreign_teacher(self) -> bool:

@@ -110,7 +110,7 @@ def _header(recipe: Recipe, renderer: Renderer, head: BookHead | None) -> BookHe
         tokenizer=tokenizer,
         template=template,
         vocab=vocab,
-        temperature=recipe.distil.temperature,
+        temperature=recipe.capture_temperature,
         kind=recipe.teach.signal.kind,
         budget=recipe.teach.signal.bytes_per_token,
         teacher=recipe.teacher.model,
@@ -118,10 +118,10 @@ def _header(recipe: Recipe, renderer: Renderer, head: BookHead | None) -> BookHe
 
 
 def _check_temperature(recipe: Recipe) -> None:
-    if recipe.teacher.api and recipe.distil.temperature != 1:
+    if recipe.teacher.api and recipe.capture_temperature != 1:
         raise RecipeError(
             "an API's log-probabilities are those of temperature 1",
-            got=f"distil.temperature: {recipe.distil.temperature:g}",
+            got=f"distil.temperature: {recipe.capture_temperature:g}",
             expected="distil.temperature: 1",
             do="set it to 1, or have a local teacher, whose signals can be captured at any temperature",
         )
