@@ -68,6 +68,19 @@ class Rows(Dataset[TrainingRow]):
         return self.source[index]
 
 
+class Early(Protocol):
+    """Which rows the first steps draw from; from step `steps` on, all of them."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps are meant."""
+        ...
+
+    def open(self, step: int) -> np.ndarray:
+        """Rows that a step may draw from, int [any]; at least one."""
+        ...
+
+
 class StepPlan(Sampler[list[int]]):
     """Which rows are in which micro-batch, for the whole training, decided by the seed alone.
 
@@ -75,7 +88,7 @@ class StepPlan(Sampler[list[int]]):
     sample: rows of like length in one step would tilt its gradient. Only inside the step are rows sorted by length
     and cut into micro-batches. Rows that do not fill a step are left out of that epoch, others in each. One iteration
     of this sampler is the whole training: a resumed run skips the micro-batches that were done and sees the same
-    rest.
+    rest. With `early`, the first steps are drawn each for itself, from the rows that are open then.
 
     Args:
         lengths: tokens of each row, int [rows].
@@ -85,6 +98,7 @@ class StepPlan(Sampler[list[int]]):
         seed: decides the order.
         rank: whose micro-batches are given.
         ranks: how many processes share a step; each has as many micro-batches.
+        early: which rows the first steps draw from.
 
     Raises:
         ValueError: no rows, or a step with fewer rows than ranks.
@@ -100,6 +114,7 @@ class StepPlan(Sampler[list[int]]):
         seed: int,
         rank: int = 0,
         ranks: int = 1,
+        early: Early | None = None,
     ) -> None:
         if len(lengths) == 0:
             raise ValueError("no rows to train on")
@@ -107,6 +122,7 @@ class StepPlan(Sampler[list[int]]):
             raise ValueError(f"a step of {batch_size} rows cannot be shared by {ranks} ranks")
         self.lengths, self.steps, self.seed, self.rank, self.ranks = lengths, steps, seed, rank, ranks
         self.batch_size, self.micro = batch_size, min(micro_batch_size, batch_size)
+        self.early = early
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -125,14 +141,25 @@ class StepPlan(Sampler[list[int]]):
         whole = len(order) // self.batch_size
         return order[: whole * self.batch_size].reshape(whole, self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        done, epoch = 0, 0
+    def _steps(self) -> Iterator[np.ndarray]:
+        """Rows of each step of the training, int [batch_size]."""
+        done = min(self.early.steps, self.steps) if self.early else 0
+        for step in range(done):
+            rows = self.early.open(step) if self.early else np.arange(0)
+            # The order of an epoch is seeded by its number; a step of its own kind has a third number.
+            drawn = np.random.default_rng((self.seed, step, 1)).permutation(rows)
+            yield np.resize(drawn, self.batch_size)
+        epoch = 0
         while done < self.steps:
-            for step in self._epoch(epoch)[: self.steps - done]:
-                by_length = step[np.argsort(self.lengths[step], kind="stable")]
-                # Neighbours, which are of like length, run side by side on the ranks.
-                pieces = np.array_split(by_length, self.micro_batches_per_step * self.ranks)
-                for piece in pieces[self.rank :: self.ranks]:
-                    yield piece.tolist()
+            for rows in self._epoch(epoch)[: self.steps - done]:
+                yield rows
                 done += 1
             epoch += 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self._steps():
+            by_length = step[np.argsort(self.lengths[step], kind="stable")]
+            # Neighbours, which are of like length, run side by side on the ranks.
+            pieces = np.array_split(by_length, self.micro_batches_per_step * self.ranks)
+            for piece in pieces[self.rank :: self.ranks]:
+                yield piece.tolist()

@@ -19,7 +19,7 @@ from transformers.training_args import OptimizerNames
 from stillroom.contracts.errors import MissingExtra, UserError
 from stillroom.contracts.files import storage
 from stillroom.contracts.progress import Progress
-from stillroom.contracts.recipe import Distil
+from stillroom.contracts.recipe import Curriculum, Distil
 from stillroom.models.hardware import bfloat16_is_quick
 from stillroom.training.batches import RowSource, StepPlan, TrainingRow
 from stillroom.training.callbacks import (
@@ -28,6 +28,7 @@ from stillroom.training.callbacks import (
     WholeCheckpoints,
     last_whole_checkpoint,
 )
+from stillroom.training.curriculum import EasyFirst, difficulty
 from stillroom.training.objective import Objective
 from stillroom.training.trainer import DistillationTrainer
 
@@ -93,6 +94,7 @@ def fit(
         seed=seed,
         rank=rank,
         ranks=ranks,
+        early=_early(rows, settings.curriculum, steps),
     )
     with storage(checkpoints):
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -140,6 +142,14 @@ def _trackers(names: Sequence[str], boards: Path | None) -> list[TrainerCallback
     from torch.utils.tensorboard import SummaryWriter
 
     return [TensorBoardCallback(SummaryWriter(str(boards)))]
+
+
+def _early(rows: RowSource, spec: Curriculum | None, steps: int) -> EasyFirst | None:
+    """Which rows the first steps of a training draw from; rows without signals of their own are as hard as they are long."""
+    if spec is None:
+        return None
+    by = spec.by if rows[0].targets is not None else "length"
+    return EasyFirst.of(difficulty(rows, by), start=spec.start, steps=round(spec.until * steps))
 
 
 def _check_optimiser(name: str) -> None:

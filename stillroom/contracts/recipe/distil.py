@@ -79,6 +79,19 @@ class Match(Section):
     )
 
 
+class Curriculum(Section):
+    """Easy lessons first."""
+
+    by: Literal["length", "doubt"] = Field(
+        "length",
+        description="What makes a lesson hard: `length`, or `doubt`, how unsure the teacher was of it, which a book knows.",
+    )
+    start: float = Field(
+        0.2, gt=0, le=1, description="Share of the lessons, the easiest, that are open at first."
+    )
+    until: float = Field(0.5, gt=0, le=1, description="Share of the training after which all are open.")
+
+
 class Distil(Section):
     """How the student trains."""
 
@@ -94,6 +107,7 @@ class Distil(Section):
         description="Softens both distributions; signals are captured at it, and the soft loss carries T squared. With a "
         "live teacher or signals of kind `hidden` it may change: {0: 4.0, 0.5: 1.0}.",
     )
+    curriculum: Curriculum | None = Field(None, description="Easy lessons first. Empty: all from the start.")
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate (AdamW).")
     epochs: float = Field(3.0, gt=0, description="Passes over the lessons.")
     steps: int | None = Field(None, ge=1, description="Optimiser steps instead of epochs.")

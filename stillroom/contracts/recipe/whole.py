@@ -90,6 +90,13 @@ class Recipe(Section):
     def _hears_its_teacher(self) -> None:
         """The soft loss has what it needs: signals, or a teacher that can be live, of a kind that fits the divergence."""
         loss, live = self.distil.loss, self.distil.teacher == "live"
+        curriculum = self.distil.curriculum
+        sparse = self.teach.signal.kind in ("head+draws", "top-k") and not live and peak(loss.soft) > 0
+        if curriculum and curriculum.by == "doubt" and not sparse:
+            raise ValueError(
+                "distil.curriculum.by doubt reads how unsure the teacher was from the sparse signals of a book: train from "
+                "one, or set it to length"
+            )
         matched = [name for name, weight in loss.matched.items() if peak(weight) > 0]
         if matched and not live:
             raise ValueError(
