@@ -90,7 +90,7 @@ def build_recipe(tree: dict[str, Any], where: str = "the recipe") -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error, where) from None
+        raise _explain(error, where, tree) from None
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -108,10 +108,10 @@ def _set(tree: dict[str, Any], override: str) -> None:
     here[last] = parse_yaml(text, f"--set {override}")
 
 
-def _explain(error: ValidationError, where: str) -> RecipeError:
+def _explain(error: ValidationError, where: str, tree: dict[str, Any]) -> RecipeError:
     # An unknown key often is the misspelling of a missing one: it comes first.
     first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    location = [part for part in first["loc"] if isinstance(part, str | int)]
+    location = _written(first["loc"], tree, first["type"] == "missing")
     key = ".".join(str(part) for part in location) or "the recipe"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
@@ -128,6 +128,18 @@ def _explain(error: ValidationError, where: str) -> RecipeError:
     if isinstance(got, str):
         got = re.sub(r"//[^/]*@", "//", got)  # a password in a URL is not repeated
     return RecipeError(f"{where}: {key} is not right{more}", got=got, expected=message)
+
+
+def _written(location: Sequence[str | int], tree: Any, missing: bool) -> list[str | int]:
+    """A place as the recipe has it: without pydantic's names for the forms that a value may take."""
+    *outer, last = location or ("",)
+    found: list[str | int] = []
+    for part in outer if missing else location:
+        within = part in tree if isinstance(tree, dict) else isinstance(tree, list) and isinstance(part, int)
+        if within:
+            found.append(part)
+            tree = tree[part]
+    return [*found, last] if missing else found
 
 
 def _fields(location: Sequence[str | int]) -> set[str]:

@@ -43,8 +43,15 @@ class Loss(Section):
     @property
     def matched(self) -> dict[str, Weight]:
         """The weights of what is matched inside the models."""
-        names = ("hidden", "attention", "attention_output", "mlp", "query", "key", "value")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "hidden": self.hidden,
+            "attention": self.attention,
+            "attention_output": self.attention_output,
+            "mlp": self.mlp,
+            "query": self.query,
+            "key": self.key,
+            "value": self.value,
+        }
 
     @model_validator(mode="after")
     def _some(self) -> Loss:

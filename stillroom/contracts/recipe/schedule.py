@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -20,13 +20,24 @@ def _ordered(value: float | dict[float, float]) -> float | dict[float, float]:
     return dict(sorted(value.items()))
 
 
+def _form(value: object) -> str:
+    return "course" if isinstance(value, dict) else "number"
+
+
+# Told apart by their form, so that what is wrong is said once and of the form that was meant.
 Weight = Annotated[
-    Annotated[float, Field(ge=0)] | dict[Share, Annotated[float, Field(ge=0)]], AfterValidator(_ordered)
+    Annotated[float, Field(ge=0), Tag("number")]
+    | Annotated[dict[Share, Annotated[float, Field(ge=0)]], Tag("course")],
+    Discriminator(_form),
+    AfterValidator(_ordered),
 ]
 """A number, or `{share of the training: number}`, straight between the points and level before and after them."""
 
 Positive = Annotated[
-    Annotated[float, Field(gt=0)] | dict[Share, Annotated[float, Field(gt=0)]], AfterValidator(_ordered)
+    Annotated[float, Field(gt=0), Tag("number")]
+    | Annotated[dict[Share, Annotated[float, Field(gt=0)]], Tag("course")],
+    Discriminator(_form),
+    AfterValidator(_ordered),
 ]
 
 
