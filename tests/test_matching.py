@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_llama import tiny_llama, train_tokenizer
 
+from stillroom.contracts.errors import ModelError
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Distil, Lora
 from stillroom.losses import MatchWeights, attention_loss, hidden_state_loss
@@ -148,6 +149,9 @@ def test_matching_without_a_live_teacher_or_with_a_layer_that_is_not_there_is_re
     student = tiny_llama(tokenizer, seed=2, layers=2)
     with pytest.raises(ValueError, match="while it is live"):
         Objective(matching=only(hidden=1.0)).attach(student)
-    with pytest.raises(ValueError, match="names layer 9"):
+    with pytest.raises(ModelError, match=r"names layer 9[\s\S]*distil\.match"):
         Objective(matching=only({9: 1}, hidden=1.0)).attach(student, teacher)
+    seven = Matching({"query": 1.0}, relation_heads=7)
+    with pytest.raises(ModelError, match="does not split into 7"):
+        value(student, teacher, seven, collate(rows(2)))
     assert "matcher" not in dict(decoder_of(student).named_modules())

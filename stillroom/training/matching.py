@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillroom.contracts.errors import ModelError
 from stillroom.contracts.recipe.schedule import Weight, peak, value_at
 from stillroom.losses import (
     Captured,
@@ -88,14 +89,16 @@ class Matcher(nn.Module):
         matching: what is compared.
 
     Raises:
-        ValueError: a layer that is not there, or a model whose layers cannot be looked into.
+        ModelError: a layer that is not there, a model whose layers cannot be looked into, or widths that relations cannot
+            be split into; the last is found in the first step.
     """
 
     def __init__(self, student: Any, teacher: Any, matching: Matching) -> None:
         super().__init__()
         self.matching = matching
         blocks = (len(_layers(student)), len(_layers(teacher)))
-        self.layer_map = map_layers(*blocks, matching.layers)
+        with _explained():
+            self.layer_map = map_layers(*blocks, matching.layers)
         inside = {own: other for own, other in self.layer_map.items() if own and other}
         widths = (student.config.hidden_size, teacher.config.hidden_size)
         self.pairs = {name: self.layer_map if name == "hidden" else inside for name in matching.components}
@@ -123,18 +126,20 @@ class Matcher(nn.Module):
                 asked = set().union(*(at for name, at in places.items() if name not in ("hidden", "mlp")))
                 if asked:
                     modules = {at: layers[at - 1].get_submodule("self_attn") for at in sorted(asked)}
-                    kept["attention"] = hooks.enter_context(capture_attention(modules))
+                    with _explained():
+                        kept["attention"] = hooks.enter_context(capture_attention(modules))
             yield seen
 
     def forward(self, seen: Seen, positions: Tensor, progress: float = 0.0) -> Tensor:
         """The weighted sum of all components at the positions `[N]` of the flattened batch: float32 `[N]`."""
         weights = self.matching.at(progress)
-        values = {
-            (own, name): self._compared(name, own, other, seen, positions)
-            for name, pairs in self.pairs.items()
-            if getattr(weights, name) > 0
-            for own, other in pairs.items()
-        }
+        with _explained():
+            values = {
+                (own, name): self._compared(name, own, other, seen, positions)
+                for name, pairs in self.pairs.items()
+                if getattr(weights, name) > 0
+                for own, other in pairs.items()
+            }
         if not values:
             return torch.zeros(len(positions), device=positions.device)
         return weighted_components(values, weights)
@@ -161,10 +166,26 @@ class Matcher(nn.Module):
 def _layers(model: Any) -> nn.ModuleList:
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not hasattr(layers[0], "self_attn"):
-        raise ValueError(
-            f"the layers of {type(model).__name__} cannot be looked into: no list `layers` of blocks"
+        raise ModelError(
+            f"the layers of {type(model).__name__} cannot be looked into",
+            got="no list `layers` of blocks with `self_attn`",
+            expected="a Llama-like decoder",
+            do="set the weights of what is matched in distil.loss to 0",
         )
     return layers
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What the losses refuse, as an error of the recipe's maker."""
+    try:
+        yield
+    except ValueError as error:
+        raise ModelError(
+            "the inside of these models cannot be matched so",
+            got=str(error),
+            do="change distil.match, or set the weights of what is matched in distil.loss to 0",
+        ) from None
 
 
 def _hooks(

@@ -60,7 +60,8 @@ class Objective:
             teacher: a live teacher, which sees the same batches and gets no gradient; else signals come with them.
 
         Raises:
-            ValueError: the teacher carries adapters, or is to be matched and is not there or cannot be looked into.
+            ValueError: the teacher carries adapters, or is to be matched and is not there.
+            ModelError: its inside cannot be matched with the student's.
         """
         if teacher is not None and hasattr(teacher, "get_base_model"):
             raise ValueError("a live teacher must be whole: merge its adapters first")
