@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -92,8 +93,7 @@ def choose(spec: Prune, source: PreTrainedModel, texts: Callable[[], Iterable[Se
     _at_most("layers", keep, total)
     if not spec.ranks:
         return Kept(kept_layers(total, keep, spec.keep))
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    group = config.num_attention_heads // kv_heads
+    group = config.num_attention_heads // _key_value_heads(config)
     for name, wanted, there in (
         ("hidden", spec.hidden, config.hidden_size),
         ("mlp", spec.mlp, config.intermediate_size),
@@ -126,72 +126,78 @@ def rank(model: PreTrainedModel, texts: Iterable[Sequence[int]]) -> Ranking:
     Raises:
         ModelError: there is no text, or the model's layers have no parts of the names that Llama's have.
     """
-    layers = list(_decoder_layers(model))
-    head_size = _head_size(model.config)
-    group = model.config.num_attention_heads // (
-        getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
-    )
-    sums: dict[tuple[str, int], Tensor] = {}
-    mask = torch.zeros(0, dtype=torch.bool)
-    tokens = 0
-
-    def add(kind: str, layer: int, values: Tensor) -> None:
-        """Sum values `[tokens, parts]` over the tokens."""
-        total = values.double().sum(0)
-        sums[kind, layer] = sums[kind, layer] + total if (kind, layer) in sums else total
-
-    def turned(layer: int) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
-            before = inputs[0] if inputs else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
-            cosine = torch.cosine_similarity(before[mask].float(), after[mask].float(), dim=-1)
-            add("layers", layer, 1 - cosine[:, None])
-
-        return hook
-
-    def read(kind: str, layer: int) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            add(kind, layer, inputs[0][mask].float().square())
-
-        return hook
-
-    def normed(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-        add("channels", 0, output[mask].float().square())
-
+    layers, sums = list(_decoder_layers(model)), _Sums()
     was_training = model.training
     model.eval()
     with torch.inference_mode(), ExitStack() as hooks:
         for at, layer in enumerate(layers):
-            parts = _parts(model, layer)
-            for handle in (
-                layer.register_forward_hook(turned(at), with_kwargs=True),
-                parts["o_proj"].register_forward_pre_hook(read("heads", at)),
-                parts["down_proj"].register_forward_pre_hook(read("neurons", at)),
-                *(norm.register_forward_hook(normed) for norm in parts["norms"]),
-            ):
+            for handle in sums.watch(at, layer, _parts(model, layer)):
                 hooks.callback(handle.remove)
         remaining = iter(texts)
         while rows := list(islice(remaining, _ROWS)):
-            longest = max(map(len, rows))
-            mask = torch.tensor([[at < len(row) for at in range(longest)] for row in rows])
-            ids = torch.zeros(mask.shape, dtype=torch.int64)
-            ids[mask] = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
-            mask = mask.to(model.device)
+            ids, sums.mask = _padded(rows)
             # Attention is causal and padding is on the right: no real token sees it.
-            model.base_model(input_ids=ids.to(model.device), use_cache=False)
-            tokens += int(mask.sum())
+            model.base_model(input_ids=ids, use_cache=False)
+            sums.tokens += int(sums.mask.sum())
     model.train(was_training)
-    if not tokens:
+    if not sums.tokens:
         raise ModelError("parts cannot be ranked without lessons", got="no lesson", do="look at filter/")
-    mean = {kind: value.cpu() / tokens for kind, value in sums.items()}
-    every = range(len(layers))
-    heads = torch.stack([mean["heads", at] for at in every])
+    group = model.config.num_attention_heads // _key_value_heads(model.config)
     return Ranking(
-        layers=torch.cat([mean["layers", at] for at in every]),
-        heads=heads.unflatten(1, (-1, group * head_size)).sum(-1),
-        neurons=torch.stack([mean["neurons", at] for at in every]),
-        channels=mean["channels", 0],
+        layers=sums.mean("layers", len(layers)).squeeze(1),
+        heads=sums.mean("heads", len(layers)).unflatten(1, (-1, group * _head_size(model.config))).sum(-1),
+        neurons=sums.mean("neurons", len(layers)),
+        channels=sums.mean("channels", len(layers)).sum(0),
     )
+
+
+class _Sums:
+    """What hooks add up over the real tokens of all batches."""
+
+    def __init__(self) -> None:
+        self.mask = torch.zeros(0, dtype=torch.bool)
+        self.tokens = 0
+        self._sums: dict[tuple[str, int], Tensor] = {}
+
+    def watch(self, at: int, layer: nn.Module, parts: dict[str, Any]) -> Iterator[Any]:
+        """Hooks on a layer; their handles."""
+        yield layer.register_forward_hook(partial(self._turned, at), with_kwargs=True)
+        yield parts["o_proj"].register_forward_pre_hook(partial(self._read, "heads", at))
+        yield parts["down_proj"].register_forward_pre_hook(partial(self._read, "neurons", at))
+        for norm in parts["norms"]:
+            yield norm.register_forward_hook(partial(self._normed, at))
+
+    def mean(self, kind: str, layers: int) -> Tensor:
+        """Per token, float64 [layers, parts]."""
+        return torch.stack([self._sums[kind, at] for at in range(layers)]) / self.tokens
+
+    def _turned(
+        self, at: int, _: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        before = inputs[0] if inputs else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        cosine = torch.cosine_similarity(before[self.mask].float(), after[self.mask].float(), dim=-1)
+        self._add("layers", at, 1 - cosine[:, None])
+
+    def _read(self, kind: str, at: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._add(kind, at, inputs[0][self.mask].float().square())
+
+    def _normed(self, at: int, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        self._add("channels", at, output[self.mask].float().square())
+
+    def _add(self, kind: str, at: int, values: Tensor) -> None:
+        """Values [tokens, parts], of real tokens alone."""
+        total = values.double().sum(0)
+        self._sums[kind, at] = self._sums[kind, at] + total if (kind, at) in self._sums else total
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and which of them are real, [rows, longest]."""
+    longest = max(map(len, rows))
+    mask = torch.tensor([[at < len(row) for at in range(longest)] for row in rows])
+    ids = torch.zeros(mask.shape, dtype=torch.int64)
+    ids[mask] = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]))
+    return ids, mask
 
 
 def prune_student(source: PreTrainedModel, kept: Kept) -> PreTrainedModel:
@@ -270,7 +276,7 @@ def _indices(config: Any, kept: Kept, width: str | None, place: int | None) -> T
         return None
     size = _head_size(config)
     if width == "queries":  # a key-value head's query heads lie side by side
-        size *= config.num_attention_heads // config.num_key_value_heads
+        size *= config.num_attention_heads // _key_value_heads(config)
     return (kept.heads[place][:, None] * size + torch.arange(size)).flatten()
 
 
@@ -282,13 +288,17 @@ def _resize(config: Any, kept: Kept) -> None:
     if kept.neurons:
         config.intermediate_size = len(kept.neurons[0])
     if kept.heads:
-        group = config.num_attention_heads // config.num_key_value_heads
+        group = config.num_attention_heads // _key_value_heads(config)
         config.num_key_value_heads = len(kept.heads[0])
         config.num_attention_heads = len(kept.heads[0]) * group
 
 
 def _head_size(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _key_value_heads(config: Any) -> int:
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
 def _best(scores: Tensor, count: int) -> Tensor:
