@@ -5,12 +5,13 @@
     python benchmarks/teaching.py --only torture       # 10,000 requests, a tenth with faults, five kills
     python benchmarks/teaching.py --only stages --prompts 10000 100000 1000000
 
-The server is a process of its own on this machine that answers any request after a fixed time. `of possible` is the
-time that latency and concurrency alone would take over the time taken. `stillroom` is the whole of `teach`: keys looked
-up, costs counted, answers written and synced (--work says on which disk). `sequential` is a loop that waits for every
-answer; `openai` is the official client under asyncio.gather with as many places; both keep nothing. Memory is the peak
-of resident memory of a process that asks so many; `stages` that of one that takes a recipe's file of questions through
-its stages prompts and teach, and what each prompt adds to it.
+The server is a process of its own on this machine that answers any request after a fixed time; `alone` is what one request
+after the other on one open connection takes. `of possible` is the time that this latency and the concurrency would take over
+the time taken, start-up included. `stillroom` is the whole of `teach`: keys looked up, costs counted, answers written and
+synced (--work says on which disk). `sequential` is a loop that waits for every answer; `openai` is the official client under
+asyncio.gather with as many places; both keep nothing. Memory is the peak of resident memory of a process that asks so many;
+`stages` that of one that takes a recipe's file of questions through its stages prompts and teach, and what each prompt adds
+to it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import json
 import os
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,13 +30,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 from urllib.request import Request as Call
 from urllib.request import urlopen
 
 SCENES = ((8, 0.05), (64, 0.1), (256, 0.5))
 """Places in flight and seconds of latency."""
-SECONDS = 8.0
+SECONDS = 24.0
 """What a scene would take at best."""
 
 
@@ -160,6 +164,23 @@ def official(url: str, count: int, places: int, work: Path) -> float:
     return asyncio.run(all_of_them())
 
 
+def alone(url: str, count: int = 15) -> float:
+    """Median seconds of a request where nothing else is asked, over one connection that stays open."""
+    place = urlsplit(url)
+    connection = HTTPConnection(place.hostname or "", place.port)
+    body = json.dumps({"model": "large", "messages": [{"role": "user", "content": question(0)}]})
+    taken = []
+    for _ in range(count):
+        began = time.perf_counter()
+        connection.request(
+            "POST", f"{place.path}/chat/completions", body, {"Content-Type": "application/json"}
+        )
+        connection.getresponse().read()
+        taken.append(time.perf_counter() - began)
+    connection.close()
+    return statistics.median(taken)
+
+
 CLIENTS: dict[str, Callable[[str, int, int, Path], float]] = {
     "stillroom": ours,
     "openai": official,
@@ -169,15 +190,18 @@ CLIENTS: dict[str, Callable[[str, int, int, Path], float]] = {
 
 def latencies(work: Path) -> None:
     """Every scene with every client."""
-    print(f"{'places':>6} {'latency':>8}  {'client':<12} {'requests/s':>10} {'of possible':>12}")
+    print(f"{'places':>6} {'latency':>8} {'alone':>9}  {'client':<12} {'requests/s':>10} {'of possible':>12}")
     for places, latency in SCENES:
         with served(latency) as url:
+            real = alone(url)
             for name, client in CLIENTS.items():
                 count = 40 if name == "sequential" else round(SECONDS * places / latency)
                 seconds = client(url, count, places, work)
-                possible = -(-count // places) * latency / seconds
+                possible = count * real / places / seconds
                 print(
-                    f"{places:>6} {latency * 1000:>5.0f} ms  {name:<12} {count / seconds:>10,.1f} {possible:>12.3f}"
+                    f"{places:>6} {latency * 1000:>5.0f} ms {real * 1000:>6.1f} ms  {name:<12} "
+                    f"{count / seconds:>10,.1f} {possible:>12.3f}",
+                    flush=True,
                 )
 
 
