@@ -38,8 +38,8 @@ def trained(stage: DistilStage, kind: str, seed: int, folder: Path) -> None:
     """Train one student into `folder`."""
     recipe = stage.recipe
     signals = kind == "signals"
-    rows = stage.rows(stage.lessons("train"), signals=signals)
-    student = stage.untrained()
+    rows = stage.rows(stage.lessons("train"), signals=signals and stage.from_book)
+    student = stage.beginner()
     fit(
         student,
         rows,
@@ -51,6 +51,7 @@ def trained(stage: DistilStage, kind: str, seed: int, folder: Path) -> None:
         metrics=folder.with_name(f"{folder.name}.jsonl"),
         label=folder.name,
         progress=stage.context.progress,
+        teacher=stage.live_teacher() if signals else None,
     )
     stage.save(student, folder)
     shutil.rmtree(folder.with_name(f"{folder.name}.checkpoints"), ignore_errors=True)

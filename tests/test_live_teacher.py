@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tiny_llama import save_tiny
@@ -11,7 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stillroom.contracts.errors import RecipeError
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress
+from stillroom.contracts.recipe.distil import Divergence, Loss
 from stillroom.contracts.runfolder import Run
+from stillroom.losses import MatchWeights
+from stillroom.losses.terms import DIVERGENCES
 from stillroom.pipeline import run_pipeline
 from stillroom.planning.plan import Asked, plan_lines
 
@@ -102,6 +105,13 @@ def test_the_plan_knows_the_narrower_student_and_the_live_teacher(folder: Path, 
     other = "\n".join(plan_lines(Run(tmp_path / "run", offline, tmp_path), Asked(600, None, [])))
     line = next(line for line in text.splitlines() if line.startswith("training"))
     assert line not in other.splitlines()
+
+
+def test_a_recipe_names_what_the_losses_know() -> None:
+    # The last is for books of a renormalised top-k, which no recipe captures.
+    assert {*DIVERGENCES} - {*get_args(Divergence)} == {"renormalised_kl"}
+    assert {*get_args(Divergence)} < {*DIVERGENCES}
+    assert [*Loss().matched] == MatchWeights.components()
 
 
 @pytest.mark.parametrize(

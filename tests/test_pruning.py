@@ -145,18 +145,7 @@ def test_nothing_to_cut_and_nothing_to_rank_by_are_refused():
 
 
 def test_an_architecture_with_other_parts_is_cut_by_place_alone():
-    phi = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(
-            "phi3",
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            pad_token_id=0,
-        )
-    )
+    phi = model(family="phi3", pad_token_id=0)
     assert prune_student(phi, choose(Prune(layers=2), phi, tuple)).config.num_hidden_layers == 2
     with pytest.raises(ModelError, match="cannot be cut so"):
         prune_student(phi, Kept([0, 1], neurons=[torch.arange(8)] * 2))

@@ -316,7 +316,8 @@ The teacher of stillroom's quickstart: a Llama of 7.3 M parameters (12 layers) w
 product, order number, urgency. It knows nothing else.
 
 Made from nothing, on two CPU cores, by a seeded grammar of messages (no customer wrote them). Its first {EXIT_LAYERS} layers
-alone were trained to answer too, so that a student can be cut from them.
+alone were trained to answer too, so that a student can be cut from them. It learned urgency
+from single readers, who differ on close calls; a question's right answer is what they agree on.
 
     python tools/make_teacher.py --out stillroom/embedded/tickets-teacher --seed {seed}
 

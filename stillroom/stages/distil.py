@@ -82,13 +82,20 @@ class DistilStage:
             texts=lambda: (row.ids for row in islice(self.lessons("train"), _RANKING_ROWS)),
         )
 
+    def beginner(self) -> Any:
+        """The student at its first step, with adapters where the recipe asks for them."""
+        student, lora = self.untrained(), self.recipe.student.lora
+        return student if lora is None else add_lora(student, lora, self.recipe.seed)
+
     @property
     def from_book(self) -> bool:
         """Whether the student's rows come with the signals of the run's book."""
         return self.objective.listens and self.recipe.distil.teacher == "book"
 
-    def live_teacher(self) -> Any:
-        """The teacher itself, for training beside it."""
+    def live_teacher(self) -> Any | None:
+        """The teacher itself, for training beside it; None where the student hears it from a book or not at all."""
+        if not self.objective.listens or self.from_book:
+            return None
         spec = self.recipe.teacher
         reference = str(resolve_model(spec.model, self.context.run.base))
         return load_causal(reference, spec.dtype, trust_remote_code=spec.trust_remote_code)
@@ -148,7 +155,7 @@ class DistilStage:
         """Write the student before it has learned anything, unless it lies there."""
         mark = self.origin()
         if self.trained.get("before") != mark or not (folder / "config.json").is_file():
-            self.save(self.untrained(), folder)
+            self.save(self.untrained(rounded=False), folder)
             self.remember("before", mark)
 
     def remember(self, name: str, mark: str) -> None:
@@ -167,9 +174,7 @@ class DistilStage:
             shutil.rmtree(done, ignore_errors=True)
             done.mkdir(parents=True)
             stamp.write_text(mark)
-        student = self.untrained()
-        if self.recipe.student.lora is not None:
-            student = add_lora(student, self.recipe.student.lora, self.recipe.seed)
+        student = self.beginner()
         listens = apprentice.objective.listens
         counts = fit(
             student,
@@ -183,7 +188,7 @@ class DistilStage:
             label=f"training {apprentice.name}",
             progress=self.context.progress,
             validation=self.validation if listens else [],
-            teacher=self.live_teacher() if listens and self.recipe.distil.teacher == "live" else None,
+            teacher=self.live_teacher() if listens else None,
             boards=self.context.folder / "tensorboard" / apprentice.name,
         )
         self.save(student, apprentice.folder)

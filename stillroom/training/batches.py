@@ -143,13 +143,13 @@ class StepPlan(Sampler[list[int]]):
 
     def _steps(self) -> Iterator[np.ndarray]:
         """Rows of each step of the training, int [batch_size]."""
-        done = min(self.early.steps, self.steps) if self.early else 0
-        for step in range(done):
-            rows = self.early.open(step) if self.early else np.arange(0)
-            # The order of an epoch is seeded by its number; a step of its own kind has a third number.
-            drawn = np.random.default_rng((self.seed, step, 1)).permutation(rows)
-            yield np.resize(drawn, self.batch_size)
-        epoch = 0
+        done = epoch = 0
+        if self.early is not None:
+            done = min(self.early.steps, self.steps)
+            for step in range(done):
+                # The order of an epoch is seeded by its number; a step of its own kind has a third number.
+                drawn = np.random.default_rng((self.seed, step, 1)).permutation(self.early.open(step))
+                yield np.resize(drawn, self.batch_size)
         while done < self.steps:
             for rows in self._epoch(epoch)[: self.steps - done]:
                 yield rows
