@@ -14,7 +14,7 @@ LENGTHS = np.random.default_rng(0).permutation(np.arange(100)) + 5
 
 def plan(**settings):
     given = {"batch_size": 8, "micro_batch_size": 4, "steps": 60, "seed": 1, **settings}
-    return StepPlan(LENGTHS, **given, early=EasyFirst.of(LENGTHS, start=0.1, steps=30))
+    return StepPlan(LENGTHS, **given, draws=[EasyFirst.of(LENGTHS, start=0.1, steps=30)])
 
 
 def steps_of(batches, each):
@@ -40,7 +40,7 @@ def test_fewer_open_rows_than_a_step_takes_are_repeated():
     early = EasyFirst.of(LENGTHS, start=0.02, steps=30)
     assert len(early.open(0)) == 2
     assert len(early.open(30)) == len(early.open(99)) == 100
-    first = next(iter(StepPlan(LENGTHS, batch_size=8, micro_batch_size=8, steps=1, seed=0, early=early)))
+    first = next(iter(StepPlan(LENGTHS, batch_size=8, micro_batch_size=8, steps=1, seed=0, draws=[early])))
     assert sorted(LENGTHS[first]) == [5] * 4 + [6] * 4
 
 

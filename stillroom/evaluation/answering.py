@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from stillroom.contracts.child import Advance
 from stillroom.contracts.conversations import calls_text
 from stillroom.contracts.errors import ServiceFault
 from stillroom.contracts.files import SyncedLines, read_lines
@@ -17,9 +18,6 @@ from stillroom.evaluation.results import Figures
 from stillroom.evaluation.scoring import Verdict, judge
 from stillroom.evaluation.tasks import EvaluationTask, Item
 from stillroom.models.chat_completions import ChatReply, ChatRequest
-
-Advance = Callable[[int, str], None]
-"""Told how many more items are done, with a short note."""
 
 
 def answer_tasks(

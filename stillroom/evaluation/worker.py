@@ -5,41 +5,23 @@ The child is started for one model and ends with it, so that the most memory it 
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stillroom.contracts.errors import StillroomError
+from stillroom.contracts.child import Advance
 from stillroom.contracts.records import Lesson
-from stillroom.evaluation.answering import Advance, answer_tasks
+from stillroom.evaluation.answering import answer_tasks
 from stillroom.evaluation.job import Job, ModelSpec, Settings
 from stillroom.evaluation.opening import load_libraries, open_model, weigh
 from stillroom.evaluation.results import Likelihood, ModelResult
 
 
-def main() -> None:
-    """Read a job from standard input; write events, one JSON object a line, to the file descriptor in argv.
-
-    Events: {"advance": [count, note]}, and at the end {"result": ...} or {"error": ...}.
-    """
-    job = Job.from_json(sys.stdin.read())
-    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as events:
-
-        def send(**event: Any) -> None:
-            events.write(json.dumps(event, ensure_ascii=False) + "\n")
-            events.flush()
-
-        try:
-            send(result=measure(job, lambda count, note: send(advance=[count, note])).to_json())
-        except StillroomError as error:
-            parts = {part: getattr(error, part) for part in ("what", "got", "expected", "do")}
-            texts = {part: None if value is None else str(value) for part, value in parts.items()}
-            send(error={"type": type(error).__name__, **texts})
+def work(job: str, advance: Advance) -> dict[str, Any]:
+    """In the child process: a Job's JSON to a ModelResult's."""
+    return measure(Job.from_json(job), advance).to_json()
 
 
 def measure(job: Job, advance: Advance) -> ModelResult:

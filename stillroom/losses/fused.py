@@ -28,7 +28,7 @@ from stillroom.losses.terms import Divergence, Teacher, Terms
 
 # Elements of logits that are worked on at a time. A CPU keeps so few in its cache, which makes the many passes over
 # them several times faster than over a whole chunk; other devices want more at once.
-_STRIP = {"cpu": 1 << 18}
+_STRIP = {"cpu": 1 << 20}
 _WIDE_STRIP = 1 << 24
 
 
@@ -162,7 +162,10 @@ class _Plan:
         soft, hard = torch.zeros_like(weights), torch.zeros_like(weights)
         broken, lost = (torch.zeros_like(weights, dtype=torch.bool) for _ in range(2))  # teacher, student
         chunks = rows.split(self.chunk_tokens) if rows.numel() else ()
-        step = math.ceil(_STRIP.get(hidden.device.type, _WIDE_STRIP) / vocab)
+        strip = _STRIP.get(hidden.device.type, _WIDE_STRIP)
+        step = math.ceil(
+            strip / (2 if self.terms.dense else 1) / vocab
+        )  # of a dense teacher's, as many again
         strips = self.terms.strips([strip for chunk in chunks for strip in chunk.split(step)], chunks, vocab)
         buffer = head.buffer(min(self.chunk_tokens, len(rows)))
         for chunk in chunks:

@@ -69,6 +69,11 @@ class Terms:
             raise ValueError("renormalised_kl wants a renormalised top-k as SparseTargets; use forward_kl")
 
     @property
+    def dense(self) -> bool:
+        """Whether the teacher's logits are held beside the student's."""
+        return bool(self.soft) and isinstance(self.teacher, TeacherHead | Tensor)
+
+    @property
     def _skew(self) -> float:
         """alpha of (skew) reverse KL on scored tokens."""
         name, settings = _named(self.divergence)

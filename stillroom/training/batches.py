@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,16 +68,15 @@ class Rows(Dataset[TrainingRow]):
         return self.source[index]
 
 
-class Early(Protocol):
-    """Which rows the first steps draw from; from step `steps` on, all of them."""
+class Draws(Protocol):
+    """Steps whose rows are drawn each for itself, instead of epoch by epoch."""
 
-    @property
-    def steps(self) -> int:
-        """How many steps are meant."""
+    def covers(self, step: int) -> bool:
+        """Whether this step, counted from 0, is such a one."""
         ...
 
-    def open(self, step: int) -> np.ndarray:
-        """Rows that a step may draw from, int [any]; at least one."""
+    def rows(self, step: int, batch_size: int, seed: int) -> np.ndarray:
+        """The rows of a step, int [batch_size]; the same for the same arguments."""
         ...
 
 
@@ -88,7 +87,7 @@ class StepPlan(Sampler[list[int]]):
     sample: rows of like length in one step would tilt its gradient. Only inside the step are rows sorted by length
     and cut into micro-batches. Rows that do not fill a step are left out of that epoch, others in each. One iteration
     of this sampler is the whole training: a resumed run skips the micro-batches that were done and sees the same
-    rest. With `early`, the first steps are drawn each for itself, from the rows that are open then.
+    rest. `draws` have steps of their own.
 
     Args:
         lengths: tokens of each row, int [rows].
@@ -98,7 +97,7 @@ class StepPlan(Sampler[list[int]]):
         seed: decides the order.
         rank: whose micro-batches are given.
         ranks: how many processes share a step; each has as many micro-batches.
-        early: which rows the first steps draw from.
+        draws: who decides on some of the steps instead; the first that covers a step.
 
     Raises:
         ValueError: no rows, or a step with fewer rows than ranks.
@@ -114,7 +113,7 @@ class StepPlan(Sampler[list[int]]):
         seed: int,
         rank: int = 0,
         ranks: int = 1,
-        early: Early | None = None,
+        draws: Sequence[Draws] = (),
     ) -> None:
         if len(lengths) == 0:
             raise ValueError("no rows to train on")
@@ -122,7 +121,7 @@ class StepPlan(Sampler[list[int]]):
             raise ValueError(f"a step of {batch_size} rows cannot be shared by {ranks} ranks")
         self.lengths, self.steps, self.seed, self.rank, self.ranks = lengths, steps, seed, rank, ranks
         self.batch_size, self.micro = batch_size, min(micro_batch_size, batch_size)
-        self.early = early
+        self.draws = draws
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -143,18 +142,18 @@ class StepPlan(Sampler[list[int]]):
 
     def _steps(self) -> Iterator[np.ndarray]:
         """Rows of each step of the training, int [batch_size]."""
-        done = epoch = 0
-        if self.early is not None:
-            done = min(self.early.steps, self.steps)
-            for step in range(done):
-                # The order of an epoch is seeded by its number; a step of its own kind has a third number.
-                drawn = np.random.default_rng((self.seed, step, 1)).permutation(self.early.open(step))
-                yield np.resize(drawn, self.batch_size)
-        while done < self.steps:
-            for rows in self._epoch(epoch)[: self.steps - done]:
-                yield rows
-                done += 1
-            epoch += 1
+        waiting: Iterator[np.ndarray] = iter(())
+        epoch = 0
+        for step in range(self.steps):
+            drawn = next((item for item in self.draws if item.covers(step)), None)
+            if drawn is not None:
+                yield drawn.rows(step, self.batch_size, self.seed)
+                continue
+            rows = next(waiting, None)
+            if rows is None:
+                waiting, epoch = iter(self._epoch(epoch)), epoch + 1
+                rows = next(waiting)
+            yield rows
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self._steps():

@@ -63,6 +63,22 @@ class WholeCheckpoints(TrainerCallback):
         (folder / WHOLE).touch()
 
 
+class StopAfter(TrainerCallback):
+    """Ends a training after a step that need not be its last, with a checkpoint to go on from.
+
+    Args:
+        step: counted from 1.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One optimiser step is done."""
+        if self.step <= state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+
 class ProgressCallback(TrainerCallback):
     """Reports steps to the stage's meter."""
 

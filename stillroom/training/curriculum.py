@@ -57,7 +57,16 @@ class EasyFirst:
         return cls(np.argsort(hardness, kind="stable"), start, steps)
 
     def open(self, step: int) -> NDArray[np.int64]:
-        """The rows that a step may draw from."""
+        """The rows that a step may draw from, at least one."""
         done = min(step / max(self.steps, 1), 1.0)
         share = np.sqrt(done * (1 - self.start**2) + self.start**2)
         return self.order[: max(1, ceil(share * len(self.order)))]
+
+    def covers(self, step: int) -> bool:
+        """As `Draws.covers`."""
+        return step < self.steps
+
+    def rows(self, step: int, batch_size: int, seed: int) -> NDArray[np.int64]:
+        """As `Draws.rows`."""
+        # The order of an epoch is seeded by its number; a step of its own kind has a third number.
+        return np.resize(np.random.default_rng((seed, step, 1)).permutation(self.open(step)), batch_size)

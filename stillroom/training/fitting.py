@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from stillroom.contracts.files import storage
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Curriculum, Distil
 from stillroom.models.hardware import bfloat16_is_quick
-from stillroom.training.batches import RowSource, StepPlan, TrainingRow
+from stillroom.training.batches import Draws, RowSource, StepPlan, TrainingRow
 from stillroom.training.callbacks import (
     MetricsFile,
     ProgressCallback,
+    StopAfter,
     WholeCheckpoints,
     last_whole_checkpoint,
 )
@@ -56,6 +57,8 @@ def fit(
     teacher: nn.Module | None = None,
     packing: bool = True,
     boards: Path | None = None,
+    until: int | None = None,
+    draws: Sequence[Draws] = (),
 ) -> dict[str, Any]:
     """Train the student in place, from its newest whole checkpoint if there is one.
 
@@ -74,6 +77,8 @@ def fit(
         teacher: a live teacher, instead of signals that come with the rows; frozen.
         packing: lay rows end to end without padding where student and teacher keep them apart.
         boards: where TensorBoard's files go if it is asked for; transformers' own place is lost with the checkpoints.
+        until: stop after this step of the whole, with a checkpoint from which another call goes on.
+        draws: who decides on the rows of some steps instead of the epochs.
 
     Returns:
         counts for the manifest: steps, lessons seen, the last loss.
@@ -94,14 +99,15 @@ def fit(
         seed=seed,
         rank=rank,
         ranks=ranks,
-        early=_early(rows, settings.curriculum, steps),
+        draws=[*_early(rows, settings.curriculum, steps), *draws],
     )
     with storage(checkpoints):
         checkpoints.mkdir(parents=True, exist_ok=True)
         metrics.parent.mkdir(parents=True, exist_ok=True)
         found = last_whole_checkpoint(checkpoints)
         transformers.utils.logging.set_verbosity_error()
-        with progress.meter(label, steps, "steps", done=found[1] if found else 0) as meter:
+        last = until or steps
+        with progress.meter(label, last, "steps", done=found[1] if found else 0) as meter:
             trainer = DistillationTrainer(
                 student,
                 _arguments(settings, steps, seed, checkpoints, plan, bool(validation), boards),
@@ -111,11 +117,20 @@ def fit(
                 validation=validation,
                 teacher=teacher,
                 packing=packing,
-                callbacks=[MetricsFile(metrics), WholeCheckpoints(), ProgressCallback(meter), *trackers],
+                callbacks=[
+                    MetricsFile(metrics),
+                    WholeCheckpoints(),
+                    ProgressCallback(meter),
+                    StopAfter(last),
+                    *trackers,
+                ],
             )
             trainer.remove_callback(PrinterCallback)
             try:
-                trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+                if until and found and found[1] >= until:  # nothing is left to do but to read it
+                    trainer._load_from_checkpoint(str(found[0]), student)
+                else:
+                    trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
             except ImportError as error:
                 raise MissingExtra(
                     f"the optimiser {settings.optimiser} is not there",
@@ -124,7 +139,7 @@ def fit(
                 ) from None
             finally:
                 trainer.release()
-    return {"steps": steps, "lessons seen": steps * settings.batch_size, **_last(metrics)}
+    return {"steps": last, "lessons seen": last * settings.batch_size, **_last(metrics)}
 
 
 def _trackers(names: Sequence[str], boards: Path | None) -> list[TrainerCallback]:
@@ -144,12 +159,11 @@ def _trackers(names: Sequence[str], boards: Path | None) -> list[TrainerCallback
     return [TensorBoardCallback(SummaryWriter(str(boards)))]
 
 
-def _early(rows: RowSource, spec: Curriculum | None, steps: int) -> EasyFirst | None:
+def _early(rows: RowSource, spec: Curriculum | None, steps: int) -> Iterator[EasyFirst]:
     """Which rows the first steps of a training draw from; rows without signals of their own are as hard as they are long."""
-    if spec is None:
-        return None
-    by = spec.by if rows[0].targets is not None else "length"
-    return EasyFirst.of(difficulty(rows, by), start=spec.start, steps=round(spec.until * steps))
+    if spec is not None:
+        by = spec.by if rows[0].targets is not None else "length"
+        yield EasyFirst.of(difficulty(rows, by), start=spec.start, steps=round(spec.until * steps))
 
 
 def _check_optimiser(name: str) -> None:

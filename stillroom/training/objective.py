@@ -173,12 +173,15 @@ def hidden_states(
     layout: Layout | None = None,
     **_: Any,
 ) -> Tensor:
-    """The last hidden states `[N, hidden]` at the positions of a batch, which may be packed."""
+    """The last hidden states `[N, hidden]` at the positions of a batch, which may be packed; in autocast's dtype, if on."""
     packed = {}
     if layout is not None and position_ids is not None:
         packed = packed_arguments(position_ids, layout)
     hidden = model.base_model(input_ids=input_ids, use_cache=False, **packed).last_hidden_state
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
+    hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions)
+    kind = hidden.device.type
+    # The head's product is not taken in the model, where autocast would have it in halves as any other layer's.
+    return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
 
 
 def decoder_of(student: Any) -> Any:

@@ -3,7 +3,7 @@
 Every field has a description; `docs/recipe.md` and the JSON Schema are generated from them.
 """
 
-from stillroom.contracts.recipe.distil import Baseline, Curriculum, Distil, Loss, Match
+from stillroom.contracts.recipe.distil import Baseline, Curriculum, Distil, Loss, Match, Rounds
 from stillroom.contracts.recipe.evaluate import Evaluate, Task
 from stillroom.contracts.recipe.export import Export, Kind
 from stillroom.contracts.recipe.filter import Filter
@@ -31,6 +31,7 @@ __all__ = [
     "PromptSource",
     "Prune",
     "Recipe",
+    "Rounds",
     "Section",
     "Signal",
     "Splits",

@@ -99,6 +99,29 @@ class Curriculum(Section):
     until: float = Field(0.5, gt=0, le=1, description="Share of the training after which all are open.")
 
 
+class Rounds(Section):
+    """On-policy rounds: the student writes answers, the teacher says what it thinks of each token, the student trains on."""
+
+    count: int = Field(4, ge=1, description="How often the student writes.")
+    start: float = Field(
+        0.5, ge=0, lt=1, description="Share of the training, on lessons alone, before the first round."
+    )
+    questions: int = Field(
+        256, ge=1, description="Questions of the lessons that are answered in each round, drawn anew."
+    )
+    temperature: float = Field(1.0, ge=0, description="At which the student's answers are drawn.")
+    share: float = Field(
+        0.5, gt=0, le=1, description="Share of a step's rows that the student wrote; the others are lessons."
+    )
+    buffer: int = Field(2, ge=1, description="How many rounds' answers are trained on, the newest ones.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="After how many rounds without a better score training ends. The score is the share of lessons held "
+        "out (splits.tune) that the student answers as the lesson does; the best student is kept. Empty: no end, the last.",
+    )
+
+
 class Distil(Section):
     """How the student trains."""
 
@@ -115,6 +138,10 @@ class Distil(Section):
         "live teacher or signals of kind `hidden` it may change: {0: 4.0, 0.5: 1.0}.",
     )
     curriculum: Curriculum | None = Field(None, description="Easy lessons first. Empty: all from the start.")
+    rounds: Rounds | None = Field(
+        None,
+        description="On-policy rounds: the student trains on what it writes itself, scored by the teacher. Empty: none.",
+    )
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate (AdamW).")
     epochs: float = Field(3.0, gt=0, description="Passes over the lessons.")
     steps: int | None = Field(None, ge=1, description="Optimiser steps instead of epochs.")
@@ -145,3 +172,12 @@ class Distil(Section):
         [],
         description="Trackers that transformers knows: tensorboard (files in distil/tensorboard), wandb, ...",
     )
+
+    @model_validator(mode="after")
+    def _one_order(self) -> Distil:
+        if self.rounds and self.curriculum and self.curriculum.until > self.rounds.start:
+            raise ValueError(
+                f"curriculum.until ({self.curriculum.until:g}) is later than rounds.start ({self.rounds.start:g}): lessons "
+                "can be sorted only until the student writes"
+            )
+        return self

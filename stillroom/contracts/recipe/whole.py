@@ -117,11 +117,25 @@ class Recipe(Section):
                 f"distil.loss.divergence {loss.divergence} would be biased by signals that are drawn or cut: set "
                 "distil.teacher to live, or teach.signal.kind to hidden"
             )
-
         if isinstance(self.distil.temperature, dict) and not live and self.teach.signal.kind != "hidden":
             raise ValueError(
                 "signals that are drawn or cut are captured at one temperature: set distil.temperature to a number, "
                 "distil.teacher to live, or teach.signal.kind to hidden"
+            )
+
+        if self.distil.rounds:
+            self._can_score()
+
+    def _can_score(self) -> None:
+        """The teacher can say what it thinks of what the student wrote."""
+        if peak(self.distil.loss.soft) == 0:
+            raise ValueError(
+                "distil.rounds has the teacher score what the student writes, but distil.loss.soft is 0: nobody would listen"
+            )
+        if self.distil.teacher != "live" and self.teacher.api and self.teach.signal.source == "top_logprobs":
+            raise ValueError(
+                "this API scores its own answers only, not what the student writes: set teach.signal.source to "
+                "prompt_logprobs (vLLM can), have a local teacher, or leave distil.rounds out"
             )
 
     @property

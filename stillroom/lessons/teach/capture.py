@@ -69,37 +69,65 @@ def capture_book(
         RecipeError: the teacher cannot give signals of this kind, or at this temperature.
         ModelError: its logits are not those of its last hidden state and its head.
     """
+    lessons = _lessons(recipe, answers, renderer)
+    signal, counts = recipe.teach.signal, {"without signal": 0}
+    if recipe.teacher.api is None or signal.source == "prompt_logprobs":
+        book = capture_rows(folder, recipe, (row for _, row in lessons), teacher, renderer, progress)
+    else:
+        _check_temperature(recipe)
+        book = _open(folder, _header(recipe, renderer, None), None)
+        with book, progress.meter("teacher signals", None, "lessons") as meter:
+            for window in windows(lessons, _WINDOW):
+                counts["without signal"] += append_alternatives(book, window, renderer, meter)
+    found: dict[str, float] = {}
+    if signal.kind == "head+draws" and book.signals:
+        found["noise"] = round(noise(sample_of(book)), 3)
+        progress.say(f"signals: error at most {found['noise']:g} of that of one drawn label a token")
+    size = sum(path.stat().st_size for path in folder.glob("shard-*"))
+    if signal.kind == HIDDEN:
+        found["bytes of the head"] = (folder / HEAD).stat().st_size
+    return {
+        "rows": len(book),
+        "signals": book.signals,
+        "bytes": size,
+        "bytes a token": round(size / max(book.signals, 1), 2),
+        **{key: value for key, value in (counts | found).items() if value},
+    }
+
+
+def capture_rows(
+    folder: Path,
+    recipe: Recipe,
+    rows: Iterable[Rendered],
+    teacher: Any,
+    renderer: Renderer,
+    progress: Progress,
+) -> Book:
+    """Write the signals of given texts into the book at `folder`, which is closed then.
+
+    Args:
+        rows: the texts as tokens, in a fixed order; who wrote them does not matter.
+        folder, recipe, teacher, renderer, progress: as for `capture_book`.
+
+    Raises:
+        RecipeError: the teacher cannot give signals of this kind, or at this temperature.
+        ModelError: its logits are not those of its last hidden state and its head.
+    """
     signal = recipe.teach.signal
     _check_temperature(recipe)
     reader, head = None, None
     if signal.kind == HIDDEN:
         reader, head = open_states(teacher, renderer)
     book = _open(folder, _header(recipe, renderer, head), head)
-    counts: dict[str, float] = {"without signal": 0}
     with book, progress.meter("teacher signals", None, "lessons") as meter:
-        for window in windows(_lessons(recipe, answers, renderer), _WINDOW):
-            rows = [row for _, row in window]
+        for window in windows(rows, _WINDOW):
             if reader is not None and head is not None:
-                append_states(book, rows, reader, head, meter)
+                append_states(book, window, reader, head, meter)
             elif recipe.teacher.api is None:
-                _from_logits(book, rows, teacher, signal, meter)
-            elif signal.source == "prompt_logprobs":
-                _from_prompts(book, rows, _reader(recipe, renderer), meter)
+                _from_logits(book, window, teacher, signal, meter)
             else:
-                counts["without signal"] += append_alternatives(book, window, renderer, meter)
-    if signal.kind == "head+draws" and book.signals:
-        counts["noise"] = round(noise(sample_of(book)), 3)
-        progress.say(f"signals: error at most {counts['noise']:g} of that of one drawn label a token")
-    size = sum(path.stat().st_size for path in folder.glob("shard-*"))
-    if head is not None:
-        counts["bytes of the head"] = (folder / HEAD).stat().st_size
-    return {
-        "rows": len(book),
-        "signals": book.signals,
-        "bytes": size,
-        "bytes a token": round(size / max(book.signals, 1), 2),
-        **{key: value for key, value in counts.items() if value},
-    }
+                _from_prompts(book, window, _reader(recipe, renderer), meter)
+    return book
 
 
 def _header(recipe: Recipe, renderer: Renderer, head: BookHead | None) -> BookHeader:

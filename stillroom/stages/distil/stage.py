@@ -1,8 +1,4 @@
-"""The student trains, and the baselines beside it, each with the same number of steps.
-
-Each model has a mark of all that it depends on; one whose mark still holds is not trained again, so adding a baseline
-does not train the student anew.
-"""
+"""What the trainings of one run share, and the training of one model."""
 
 from __future__ import annotations
 
@@ -19,7 +15,6 @@ from typing import Any
 from transformers import AutoConfig
 
 from stillroom.contracts.conversations import with_system
-from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import digest, read_lines, storage, write_json
 from stillroom.contracts.recipe import Distil
 from stillroom.contracts.records import Lesson, content_key, from_line
@@ -32,12 +27,11 @@ from stillroom.stages.context import StageContext
 from stillroom.training.adapters import add_lora, merged
 from stillroom.training.batches import MemoryRows, RowSource, TrainingRow
 from stillroom.training.bookrows import BookRows
-from stillroom.training.fitting import fit, steps_of
+from stillroom.training.fitting import fit
 from stillroom.training.matching import Matching
 from stillroom.training.objective import Objective
 from stillroom.training.students import build_student, save_student
 
-_VALIDATION_ROWS = 200
 _RANKING_ROWS = 256
 """Lessons over which the parts of a model are ranked that is cut by what it does."""
 
@@ -51,6 +45,10 @@ class Apprentice:
     metrics: Path
     objective: Objective
     rows: Callable[[], RowSource]
+
+
+Way = Callable[[Apprentice, Path], dict[str, Any]]
+"""Trains a model, with its checkpoints in a folder, and returns its counts."""
 
 
 class DistilStage:
@@ -163,8 +161,13 @@ class DistilStage:
         self.trained[name] = mark
         write_json(self.trained_file, self.trained)
 
-    def train(self, apprentice: Apprentice) -> dict[str, Any]:
-        """Train one model unless its mark holds; returns its counts."""
+    def train(self, apprentice: Apprentice, way: Way | None = None) -> dict[str, Any]:
+        """Train one model unless its mark holds; returns its counts.
+
+        Args:
+            apprentice: the model.
+            way: leaves the trained model in the apprentice's folder; default: one training over its rows.
+        """
         mark, done = self.mark(apprentice), self.context.folder / "checkpoints" / apprentice.name
         counts_file = apprentice.metrics.with_name("training.json")
         if self.trained.get(apprentice.name) == mark and (apprentice.folder / "config.json").is_file():
@@ -174,35 +177,53 @@ class DistilStage:
             shutil.rmtree(done, ignore_errors=True)
             done.mkdir(parents=True)
             stamp.write_text(mark)
+        counts = (way or self._at_once)(apprentice, done)
+        write_json(counts_file, counts)
+        self.remember(apprentice.name, mark)
+        shutil.rmtree(done)
+        gc.collect()
+        return counts
+
+    def _at_once(self, apprentice: Apprentice, checkpoints: Path) -> dict[str, Any]:
         student = self.beginner()
+        counts = self.fit(student, apprentice.rows(), apprentice, checkpoints)
+        self.save(student, apprentice.folder)
+        return counts
+
+    def fit(
+        self, student: Any, rows: RowSource, apprentice: Apprentice, checkpoints: Path, **part: Any
+    ) -> dict[str, Any]:
+        """Train a student in place; `part` says how far and in which order, where that is not the whole in epochs."""
         listens = apprentice.objective.listens
-        counts = fit(
+        return fit(
             student,
-            apprentice.rows(),
+            rows,
             objective=apprentice.objective,
             settings=self.recipe.distil,
             steps=self.steps,
             seed=self.recipe.seed,
-            checkpoints=done,
+            checkpoints=checkpoints,
             metrics=apprentice.metrics,
             label=f"training {apprentice.name}",
             progress=self.context.progress,
             validation=self.validation if listens else [],
             teacher=self.live_teacher() if listens else None,
             boards=self.context.folder / "tensorboard" / apprentice.name,
+            **part,
         )
-        self.save(student, apprentice.folder)
-        write_json(counts_file, counts)
-        self.remember(apprentice.name, mark)
-        shutil.rmtree(done)
-        del student
-        gc.collect()
-        return counts
 
     def save(self, student: Any, folder: Path) -> None:
         """Write a model folder under a temporary name and rename it, so that it is whole or absent."""
         with storage(folder):
             self._replace(folder, self._written(student, folder))
+
+    def take(self, source: Path, folder: Path) -> None:
+        """As `save`, from a folder that `save` wrote, which stays."""
+        scratch = folder.with_name(f".{folder.name}.partial")
+        with storage(folder):
+            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.copytree(source, scratch)
+            self._replace(folder, scratch)
 
     def _written(self, student: Any, folder: Path) -> Path:
         scratch = folder.with_name(f".{folder.name}.partial")
@@ -226,40 +247,6 @@ class DistilStage:
         scratch.rmdir()
 
 
-def run(context: StageContext) -> dict[str, Any]:
-    """Write distil/student, distil/metrics.jsonl and distil/baselines/NAME.
-
-    Raises:
-        DataError: there is nothing to train on.
-        BookError: the book does not fit the lessons.
-    """
-    stage, recipe, folder = DistilStage(context), context.recipe, context.folder
-    train = stage.rows(stage.lessons("train"), signals=stage.from_book)
-    if len(train.lengths) == 0:
-        raise DataError(
-            "no lesson can be trained on",
-            got=f"{stage.too_long.total()} too long, {stage.without_signal} without signals",
-            do="raise distil.max_length, or look at filter/lessons.jsonl",
-        )
-    stage.steps = steps_of(recipe.distil, len(train.lengths))
-    tune = stage.rows(stage.lessons("tune"), signals=stage.from_book)
-    stage.validation = [tune[index] for index in range(min(len(tune.lengths), _VALIDATION_ROWS))]
-    counts: dict[str, Any] = {"lessons": len(train.lengths), "tokens": int(train.lengths.sum())}
-    student = Apprentice(
-        "student", folder / "student", folder / "metrics.jsonl", stage.objective, lambda: train
-    )
-    counts |= {"models": {"student": stage.train(student)}}
-    for name in recipe.baselines:
-        counts["models"][name] = _baseline(stage, name)
-    if too_long := stage.too_long.total():
-        counts["too long"] = too_long
-        context.progress.say(f"{too_long} lessons are longer than distil.max_length and were left out")
-    if stage.without_signal:
-        counts["without signal"] = stage.without_signal
-        context.progress.say(f"{stage.without_signal} lessons have no usable signal and were left out")
-    return counts
-
-
 def _objective(distil: Distil) -> Objective:
     """The loss that a recipe asks for."""
     loss, match = distil.loss, distil.match
@@ -272,24 +259,3 @@ def _objective(distil: Distil) -> Objective:
         match.relation_heads,
     )
     return Objective(loss.hard, loss.soft, distil.temperature, loss.divergence, matching)
-
-
-def _baseline(stage: DistilStage, name: str) -> dict[str, Any]:
-    folder = stage.context.folder / "baselines" / name
-    if name == "before":
-        stage.untaught(folder)
-        return {"steps": 0}
-    if name == "labels-only":
-        labels = list(stage.labels())
-        if not labels:
-            raise DataError(
-                "the baseline labels-only has nothing to learn from",
-                got="no question of the recipe's prompts has a right answer",
-                expected="an assistant turn, or a field such as reference, in a file of prompts",
-                do="add labelled questions to prompts, or take labels-only out of baselines",
-            )
-        rows: Callable[[], RowSource] = lambda: stage.rows(iter(labels), signals=False)  # noqa: E731
-    else:
-        rows = lambda: stage.rows(stage.lessons("train"), signals=False)  # noqa: E731
-    hard = Objective(hard=1.0, soft=0.0)
-    return stage.train(Apprentice(name, folder, folder / "metrics.jsonl", hard, rows))

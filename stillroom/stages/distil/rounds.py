@@ -1,0 +1,246 @@
+"""Training in rounds: the student writes, the teacher scores that, the student trains on, with one optimiser throughout.
+
+distil/rounds/NN holds what a round was made of, distil/rounds/signals the teacher's view of all of it, rounds.json what
+came of each. A killed run goes on with the round that it was at.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stillroom.contracts.child import run_child
+from stillroom.contracts.files import read_json, read_lines, write_json, write_lines
+from stillroom.contracts.records import Lesson, content_key, from_line
+from stillroom.lessons.filter.verification import final_answer
+from stillroom.stages.distil.roles import written_rows
+from stillroom.stages.distil.stage import Apprentice, DistilStage
+from stillroom.training.batches import MemoryRows, RowSource
+from stillroom.training.bookrows import BookRows
+from stillroom.training.rounds import Calendar, JoinedRows, OwnWriting
+
+_ROLES = "stillroom.stages.distil.roles"
+_HELD_OUT = 200
+"""Most lessons of the tune split that a round's student is scored on."""
+
+
+def in_rounds(stage: DistilStage, apprentice: Apprentice, checkpoints: Path) -> dict[str, Any]:
+    """Train the student in the rounds that the recipe asks for, and leave it in its folder; returns its counts."""
+    return _Rounds(stage, apprentice, checkpoints).run()
+
+
+class _Rounds:
+    """One student's training in rounds.
+
+    Args:
+        stage: what the trainings of the run share; its recipe has rounds.
+        apprentice: the student.
+        checkpoints: where its training goes on from.
+    """
+
+    def __init__(self, stage: DistilStage, apprentice: Apprentice, checkpoints: Path) -> None:
+        spec = stage.recipe.distil.rounds
+        assert spec is not None
+        self.stage, self.apprentice, self.checkpoints, self.spec = stage, apprentice, checkpoints, spec
+        self.folder = checkpoints.parents[1] / "rounds"
+        self.calendar = Calendar(spec, stage.steps)
+        self.lessons = apprentice.rows()
+        self.log_file = checkpoints / "rounds.json"
+        if not self.log_file.is_file():  # of another training, or none
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            write_json(self.log_file, [])
+        self.log: list[dict[str, Any]] = read_json(self.log_file)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and leave the student in its folder; returns its counts."""
+        for number in range(len(self.log) + 1, self.spec.count + 2):
+            if self._gone_stale():
+                break
+            self._round(number)
+        best = max(self.log, key=lambda line: (line["score"], line["round"]))
+        chosen = best if self.spec.patience else self.log[-1]
+        source = self.folder / ("best" if self.spec.patience else "student")
+        self.stage.take(source, self.apprentice.folder)
+        for name in ("best", "student"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        counts = self._counts() | {"rounds": self.log}
+        write_json(self.folder / "rounds.json", self.log)
+        return counts | {"steps": chosen["step"]}
+
+    def _gone_stale(self) -> bool:
+        """Whether as many rounds as there is patience for have brought no better score."""
+        if not self.spec.patience or not self.log:
+            return False
+        best = max(self.log, key=lambda line: (line["score"], line["round"]))
+        return self.log[-1]["round"] - best["round"] >= self.spec.patience
+
+    def _round(self, number: int) -> None:
+        """Train up to a round, and have the student write and the teacher score, unless this was the last."""
+        home = self.folder / f"{number:02d}"
+        home.mkdir(exist_ok=True)
+        self._train_until(number)
+        line: dict[str, Any] = {"round": number, "step": self.calendar.begins(number)}
+        line |= {"score": self._score(home, number)}
+        if number <= self.spec.count:
+            self._write(home, number)
+            line["answers"] = sum(1 for _ in read_lines(home / "written.jsonl"))
+            line["rows"] = len(self._rows_of(number).lengths)
+        if line["score"] >= max((earlier["score"] for earlier in self.log), default=0.0):
+            self._copy_best()
+        self.log.append(line)
+        write_json(self.log_file, self.log)
+        self.stage.context.progress.say(_said(line, self.spec.count))
+
+    # The student.
+
+    def _train_until(self, number: int) -> None:
+        """distil/rounds/student is the student at the beginning of this round."""
+        stamp = self.folder / "student.round"
+        if stamp.is_file() and stamp.read_text() == str(number):
+            return
+        stamp.unlink(missing_ok=True)
+        step, last = self.calendar.begins(number), number > self.spec.count
+        written = [self._rows_of(earlier) for earlier in range(1, number)]
+        student = self.stage.beginner()
+        if step:
+            self.stage.fit(
+                student,
+                JoinedRows([self.lessons, *written]),
+                self.apprentice,
+                self.checkpoints,
+                until=None if last else step,
+                draws=[
+                    OwnWriting(
+                        self.calendar, len(self.lessons.lengths), [len(rows.lengths) for rows in written]
+                    )
+                ],
+            )
+        self.stage.save(student, self.folder / "student")
+        del student
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        stamp.write_text(str(number))
+
+    def _copy_best(self) -> None:
+        scratch = self.folder / ".best.partial"
+        for folder in (scratch, self.folder / "best"):
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.folder / "student", scratch)
+        scratch.rename(self.folder / "best")
+
+    def _counts(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for text in self.apprentice.metrics.read_text().splitlines():
+            line = json.loads(text)
+            found |= {key: line[key] for key in ("loss", "validation_loss", "validation_kl") if key in line}
+        return found
+
+    # What it writes, and what the teacher thinks of it.
+
+    def _write(self, home: Path, number: int) -> None:
+        """home/written.jsonl, and its signals in the book of all rounds."""
+        written = home / "written.jsonl"
+        if not written.is_file():
+            write_lines(home / "questions.jsonl", self._questions(number))
+            what = f"round {number} of {self.spec.count}: the student writes"
+            self._answered(home / "questions.jsonl", written, self.spec.temperature, number, what)
+        if self.stage.from_book and not (home / "scored").is_file():
+            recipe = self.stage.recipe.model_dump(mode="json", exclude_unset=True)
+            job = {"recipe": recipe, "base": str(self.stage.context.run.base.resolve())}
+            job |= {"written": str(written), "book": str(self.folder / "signals")}
+            what = f"round {number} of {self.spec.count}: the teacher scores"
+            self._in_child("score", job, what, sum(1 for _ in read_lines(written)), "lower teach.batch_size")
+            (home / "scored").touch()
+
+    def _rows_of(self, number: int) -> RowSource:
+        """What the student wrote in a round, with the teacher's signals or for a live one."""
+        rows = written_rows(
+            self.folder / f"{number:02d}" / "written.jsonl", self.stage.recipe.distil.max_length
+        )
+        if not self.stage.from_book:
+            return MemoryRows((row.ids, row.mask) for row in rows)
+        return BookRows.open(
+            self.folder / "signals",
+            rows,
+            tokenizer_hash=self.stage.renderer.tokenizer_hash,
+            temperature=self.stage.recipe.capture_temperature,
+        )
+
+    def _score(self, home: Path, number: int) -> float:
+        """Share of the lessons held out whose answer the student comes to as well; 0 where there are none."""
+        rule, out = self.stage.recipe.filter, home / "held-out.jsonl"
+        wanted: dict[str, tuple[Lesson, str]] = {}
+        for key, lesson in self._asked("tune"):
+            if len(wanted) < _HELD_OUT:
+                wanted[key] = (lesson, final_answer(rule, str(lesson.messages[-1].get("content") or "")))
+        if not wanted:
+            return 0.0
+        if not out.is_file():
+            asked = home / "held-out-questions.jsonl"
+            write_lines(asked, (_line(key, lesson) for key, (lesson, _) in wanted.items()))
+            self._answered(asked, out, 0.0, number, "lessons held out")
+        right = [
+            final_answer(rule, line["text"]) == wanted[line["key"]][1]
+            for line in read_lines(out)
+            if line["finish"] == "stop"
+        ]
+        return round(sum(right) / len(wanted), 4)
+
+    def _questions(self, number: int) -> Iterator[dict[str, Any]]:
+        """A draw of the questions of all lessons, each once as long as there are enough."""
+        count = sum(1 for _ in self._asked("train"))
+        random = np.random.default_rng((self.stage.recipe.seed, number))
+        drawn = set(random.permutation(count)[: self.spec.questions].tolist())
+        for place, (key, lesson) in enumerate(self._asked("train")):
+            if place in drawn:
+                yield _line(key, lesson)
+
+    def _asked(self, split: str) -> Iterator[tuple[str, Lesson]]:
+        """The lessons of a split that answer a question, one for each question, by its key."""
+        seen = set[str]()
+        for line in read_lines(self.stage.context.run.need("filter") / "lessons.jsonl"):
+            lesson = from_line(Lesson, line)
+            before = lesson.messages[:-1]
+            if lesson.split != split or not before or before[-1]["role"] != "user":
+                continue
+            key = content_key(before, lesson.tools)
+            if key not in seen:
+                seen.add(key)
+                yield key, lesson
+
+    def _answered(self, asked: Path, out: Path, temperature: float, number: int, what: str) -> None:
+        recipe = self.stage.recipe
+        job = {
+            "model": str(self.folder / "student"),
+            "questions": str(asked),
+            "out": str(out),
+            "temperature": temperature,
+            "max_new_tokens": recipe.teach.max_new_tokens,
+            "seed": recipe.seed + number,
+            "batch_size": recipe.teach.batch_size,
+            "trust_remote_code": recipe.student.trust_remote_code,
+        }
+        self._in_child("write", job, what, sum(1 for _ in read_lines(asked)), "lower teach.batch_size")
+
+    def _in_child(self, role: str, job: dict[str, Any], what: str, size: int, relief: str) -> None:
+        with self.stage.context.progress.meter(what, size, "answers") as meter:
+            run_child(f"{_ROLES}:{role}", json.dumps(job), label=what, advance=meter.advance, relief=relief)
+
+
+def _line(key: str, lesson: Lesson) -> dict[str, Any]:
+    tools = {"tools": lesson.tools} if lesson.tools else {}
+    return {"key": key, "messages": lesson.messages[:-1], **tools}
+
+
+def _said(line: dict[str, Any], count: int) -> str:
+    when = f"round {line['round']} of {count}" if line["round"] <= count else "after the last round"
+    return f"{when}: step {line['step']}, held-out lessons answered alike {line['score']:.1%}"
