@@ -341,13 +341,16 @@ def _compare(given: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]
     wanted = [
         v for v in VARIANTS if v == "bare loop" or not given.only or any(word in v for word in given.only)
     ]
+    runs: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for _ in range(given.runs):  # in turn, so that what the machine does meanwhile falls on all
+        for variant in wanted:
+            for allocator, settings in ALLOCATORS.items():
+                if run := _run(variant, settings, given):
+                    runs.setdefault((variant, allocator), []).append(run)
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for variant in wanted:
-        for allocator, settings in ALLOCATORS.items():
-            runs = [run for _ in range(given.runs) if (run := _run(variant, settings, given))]
-            if runs:
-                row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-                found.setdefault(variant, {})[allocator] = row
+    for (variant, allocator), some in runs.items():
+        row = {key: statistics.median(run[key] for run in some) for key in some[0]}
+        found.setdefault(variant, {})[allocator] = row
     if "bare loop" not in found:
         sys.exit("the bare loop does not run, so there is nothing to compare with")
     best = min(found["bare loop"].values(), key=lambda row: row["seconds"])

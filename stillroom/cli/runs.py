@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -39,12 +40,18 @@ def _run_of(path: Path, sets: list[str] | None, runs: Path) -> Run:
 def plan(recipe: RecipePath, sets: Sets = None, runs: Runs = Path("runs")) -> None:
     """Say what a run would do and what it needs, without doing it: stages, parameters, memory, disk."""
     from stillroom.lessons.expand.forecast import forecast, forecast_lines
+    from stillroom.pipeline import parts, waits_for
     from stillroom.planning.plan import Asked, plan_lines
 
-    run = _run_of(recipe, sets, runs)
-    found = forecast(run)
-    for line in plan_lines(run, Asked(found.answers, found.mean_tokens, list(forecast_lines(found, run)))):
-        print(line)
+    for run in parts(_run_of(recipe, sets, runs)):
+        if waits_for(run):
+            print(f"run            {run.path}: known once {run.recipe.teacher.model} is there")
+            continue
+        found = forecast(run)
+        for line in plan_lines(
+            run, Asked(found.answers, found.mean_tokens, list(forecast_lines(found, run)))
+        ):
+            print(line)
 
 
 @verbs.command(
@@ -64,7 +71,7 @@ def run(
     What is done is skipped, what was stopped goes on, and one line says why a stage runs.
     """
     from stillroom.display import open_progress
-    from stillroom.pipeline import STAGES, check, outlook, run_pipeline
+    from stillroom.pipeline import STAGES, check, outlook, parts, run_pipeline
 
     names = [stage.name for stage in STAGES]
     if until is not None and until not in names:
@@ -72,10 +79,11 @@ def run(
     found = _run_of(recipe, sets, runs)
     check(found)
     if dry_run:
-        for item in outlook(found):
-            print(
-                f"{item.stage.name:<10} {'runs: ' + item.reason if item.reason else 'holds, would be skipped'}"
-            )
+        for part in _shown(parts(found)):
+            for item in outlook(part):
+                print(
+                    f"{item.stage.name:<10} {'runs: ' + item.reason if item.reason else 'holds, would be skipped'}"
+                )
         return
     found.save_recipe()
     with found.locked():
@@ -89,25 +97,39 @@ def status(path: RunPath) -> None:
     """Say which stages of a run are done, with their counts and seconds, and what would run next."""
     from stillroom.contracts.runfolder import Run
     from stillroom.display import duration
-    from stillroom.pipeline import outlook
+    from stillroom.pipeline import outlook, parts
 
-    found = Run.open(path)
-    for item in outlook(found):
-        manifest = found.manifest(item.stage.name)
-        if manifest is None:
-            print(f"{item.stage.name:<10} {item.reason}")
-            continue
-        counts = ", ".join(f"{v:,} {k}" for k, v in manifest.counts.items() if isinstance(v, int) and v)
-        state = "done" if item.reason is None else f"out of date: {item.reason}"
-        print(f"{item.stage.name:<10} {state}, {duration(manifest.seconds)}  {counts}")
+    for found in _shown(parts(Run.open(path))):
+        for item in outlook(found):
+            manifest = found.manifest(item.stage.name)
+            if manifest is None:
+                print(f"{item.stage.name:<10} {item.reason}")
+                continue
+            counts = ", ".join(f"{v:,} {k}" for k, v in manifest.counts.items() if isinstance(v, int) and v)
+            state = "done" if item.reason is None else f"out of date: {item.reason}"
+            print(f"{item.stage.name:<10} {state}, {duration(manifest.seconds)}  {counts}")
+
+
+def _shown(runs: list[Run]) -> Iterator[Run]:
+    """The runs of a chain whose teachers are there, each under its name; a run without a chain alone."""
+    from stillroom.pipeline import waits_for
+
+    for run in runs:
+        if len(runs) > 1:
+            print(f"{run.path}: taught by {run.recipe.teacher.model}")
+        if waits_for(run):
+            print(f"{'':<10} waits for it")
+        else:
+            yield run
 
 
 @verbs.command(epilog="Example: stillroom report runs/tickets")
 def report(path: RunPath) -> None:
     """Write the report of a run anew: runs/NAME/report.html."""
     from stillroom.contracts.runfolder import Run
+    from stillroom.pipeline import parts
     from stillroom.report.page import write_report
 
-    found = Run.open(path)
+    found = parts(Run.open(path))[-1]
     found.need("evaluate")
     print(write_report(found))

@@ -96,7 +96,7 @@ def value_and_gradient(
     tail * (logsumexp(x) - logsumexp(x over the tokens that are not kept, padding apart)). For a renormalised
     top-k all other tokens are out of x.
     """
-    x = logits / temperature
+    x = logits if temperature == 1.0 else logits / temperature
     rows, ids = targets.positions, targets.ids
     weights, tail = targets.weights.to(x.dtype), targets.tail_mass.to(x.dtype)[:, None]
     kept = x[rows, ids]
@@ -105,37 +105,41 @@ def value_and_gradient(
         rest[:, targets.vocab :] = -math.inf
     if targets.renormalised:
         x = torch.full_like(x, -math.inf).index_put_((rows, ids), kept)
-    x, sums, whole = _exponentials(x)
+    q, whole = _softmax(x) if rest is None and not targets.renormalised else _shares(x)
     surprise = (whole.squeeze(1)[rows] - kept).masked_fill(weights == 0, 0)
     # One entry after the other, in float64: with a whole vocabulary kept, fp32 was off in the fourth digit.
     nothing = exact(x.new_zeros(x.shape[0]))
     values = nothing.index_add(0, rows, exact(weights * surprise))
     mass = nothing.index_add(0, rows, exact(weights)).to(x.dtype)[:, None]
     if rest is not None:
-        rest, sums_outside, outside = _exponentials(rest)
+        outer, outside = _shares(rest)
+        sums_outside = outer.sum(-1, keepdim=True)  # 1, or 0 where nothing is outside
         tail = tail.masked_fill(sums_outside == 0, 0)  # all tokens kept: what the tail still says is rounding
         values = values + (tail * (whole - outside)).masked_fill(tail == 0, 0).squeeze(1)
         mass = mass + tail
     values = (temperature**2 * (values - targets.entropy)).to(x.dtype)
     if not gradient:
         return values, None
-    slope = x.mul_(temperature * mass / sums.clamp(min=1))
+    slope = q.mul_(temperature * mass)
     slope.index_put_((rows, ids), -temperature * weights, accumulate=True)
     if rest is not None:
-        slope.sub_(rest.mul_(temperature * tail / sums_outside.clamp(min=1)))
+        slope.sub_(outer.mul_(temperature * tail))
     return values, slope
 
 
-def _exponentials(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """In place exp(x - its largest in the row), the sums of these, and logsumexp(x); each of the latter `[tokens, 1]`.
+def _softmax(x: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(x) and logsumexp(x), the latter `[tokens, 1]`; NaN in a row that is no distribution."""
+    q = x.softmax(-1)
+    return q, x.amax(-1, keepdim=True) - q.amax(-1, keepdim=True).log()
 
-    A row of minus infinities has exponentials and a sum of 0; for it logsumexp is given as 0. Any other row's sum
-    is at least 1.
-    """
+
+def _shares(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_softmax` where all of a row may be minus infinity: its shares, and what stands for its logsumexp, are 0 then."""
     top = x.amax(-1, keepdim=True)
     top.masked_fill_(top == -math.inf, 0)
-    sums = x.sub_(top).exp_().sum(-1, keepdim=True)
-    return x, sums, top + sums.clamp(min=1).log()
+    shares = (x - top).exp_()
+    sums = shares.sum(-1, keepdim=True).clamp_(min=1)  # any other row's sum is at least 1
+    return shares.div_(sums), top + sums.log()
 
 
 def differentiable(logits: Tensor, function: Callable[..., Any], *arguments: Any) -> Tensor:

@@ -19,6 +19,7 @@ from stillroom.models.endpoint import base_url
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
 from stillroom.models.teachers import check_terms, terms_of
+from stillroom.pipeline.chain import parts
 from stillroom.pipeline.order import STAGES, Stage
 from stillroom.stages.context import StageContext
 
@@ -69,6 +70,7 @@ def check(run: Run) -> None:
         TeacherError: the teacher is still to be asked, and its terms forbid this.
         ModelError: a model is not there, or teacher and student do not share a vocabulary.
     """
+    run = parts(run)[0]  # what comes later in a chain waits for models that are not there yet
     ahead = outlook(run)
     recipe = run.recipe
     teacher = recipe.teacher
@@ -92,9 +94,14 @@ def run_pipeline(
         run: the run's folder and recipe.
         progress: where to report to.
         until: stop after this stage, without a report unless it is the evaluation.
-        again: run this stage although it holds.
+        again: run this stage although it holds. Both are of the last run of a chain; its links always go the whole way.
     """
+    *links, run = parts(run)
     ran = []
+    for link in links:
+        progress.say(f"chain: {link.path.name}, taught by {link.recipe.teacher.model}")
+        link.save_recipe()
+        ran += [f"{link.path.name}: {name}" for name in run_pipeline(link, progress)]
     for item in outlook(run):
         name = item.stage.name
         if item.reason is None and name != again:

@@ -19,8 +19,9 @@ from transformers.training_args import OptimizerNames
 from stillroom.contracts.errors import MissingExtra, UserError
 from stillroom.contracts.files import storage
 from stillroom.contracts.progress import Progress
-from stillroom.contracts.recipe import Curriculum, Distil
+from stillroom.contracts.recipe import Curriculum, Distil, Past
 from stillroom.models.hardware import bfloat16_is_quick
+from stillroom.training.averaging import Average
 from stillroom.training.batches import Draws, RowSource, StepPlan, TrainingRow
 from stillroom.training.callbacks import (
     MetricsFile,
@@ -55,6 +56,7 @@ def fit(
     progress: Progress,
     validation: Sequence[TrainingRow] = (),
     teacher: nn.Module | None = None,
+    past: Past | None = None,
     packing: bool = True,
     boards: Path | None = None,
     until: int | None = None,
@@ -74,7 +76,8 @@ def fit(
         label: what the progress display calls it.
         progress: where to report to.
         validation: rows whose loss is logged.
-        teacher: a live teacher, instead of signals that come with the rows; frozen.
+        teacher: a live teacher, instead of signals that come with the rows; frozen unless the objective trains it.
+        past: what of the student's own past is the live teacher.
         packing: lay rows end to end without padding where student and teacher keep them apart.
         boards: where TensorBoard's files go if it is asked for; transformers' own place is lost with the checkpoints.
         until: stop after this step of the whole, with a checkpoint from which another call goes on.
@@ -107,6 +110,12 @@ def fit(
         found = last_whole_checkpoint(checkpoints)
         transformers.utils.logging.set_verbosity_error()
         last = until or steps
+        more: list[TrainerCallback] = []
+        if past is not None:
+            average = Average(
+                student, decay=past.decay, every=past.every, checkpoint=found[0] if found else None
+            )
+            teacher, more = average.teacher, [average]
         with progress.meter(label, last, "steps", done=found[1] if found else 0) as meter:
             trainer = DistillationTrainer(
                 student,
@@ -119,6 +128,7 @@ def fit(
                 packing=packing,
                 callbacks=[
                     MetricsFile(metrics),
+                    *more,
                     WholeCheckpoints(),
                     ProgressCallback(meter),
                     StopAfter(last),

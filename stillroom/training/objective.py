@@ -7,8 +7,10 @@ adapters) and gradients are synchronised as the wrapper means them to be.
 from __future__ import annotations
 
 import types
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from stillroom.training.matching import Matcher, Matching
 from stillroom.training.packing import Layout, packed_arguments
 
 _MATCHER = "matcher"  # the name of what is matched inside, as a part of the student while it trains
+_PARTNER = "partner"  # likewise of a teacher that is trained beside it
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Objective:
 
     A live teacher and hidden states serve every divergence by name of `fused_linear_divergence`, sampled signals those
     that are linear in the teacher's distribution. Matching wants a live teacher. Weights and temperature may follow the
-    training's progress; signals that are drawn or cut are for one temperature.
+    training's progress; signals that are drawn or cut are for one temperature. A mutual objective trains the live teacher
+    as well, by the same terms: each hears the other as it is at this step (Zhang et al., Deep Mutual Learning,
+    arXiv 1706.00384).
     """
 
     hard: Weight = 0.0
@@ -39,6 +44,7 @@ class Objective:
     temperature: Weight = 1.0
     divergence: str = "forward_kl"
     matching: Matching = field(default_factory=Matching)
+    mutual: bool = False
 
     @property
     def needs_signals(self) -> bool:
@@ -57,10 +63,11 @@ class Objective:
 
         Args:
             student: the causal language model, with or without adapters.
-            teacher: a live teacher, which sees the same batches and gets no gradient; else signals come with them.
+            teacher: a live teacher, which sees the same batches and gets no gradient unless the objective is mutual; else
+                signals come with them.
 
         Raises:
-            ValueError: the teacher carries adapters, or is to be matched and is not there.
+            ValueError: the teacher carries adapters, or is to be matched or trained and is not there.
             ModelError: its inside cannot be matched with the student's.
         """
         if teacher is not None and hasattr(teacher, "get_base_model"):
@@ -70,6 +77,14 @@ class Objective:
             if teacher is None:
                 raise ValueError("the inside of a teacher can only be matched while it is live")
             decoder.add_module(_MATCHER, Matcher(decoder, teacher, self.matching))
+        if self.mutual:
+            if teacher is None:
+                raise ValueError("only a live teacher can be trained beside the student")
+            if head_of(decoder).lora is not None:
+                raise ValueError(
+                    "a student with an adapter on its head cannot be heard by a teacher that learns"
+                )
+            decoder.add_module(_PARTNER, teacher)
         plain = decoder.forward
         objective = self
 
@@ -87,13 +102,26 @@ class Objective:
         """Give the model its own forward back, so that it can be saved, copied and used as any other."""
         decoder = decoder_of(student)
         decoder.__dict__.pop("forward", None)
-        if hasattr(decoder, _MATCHER):
-            delattr(decoder, _MATCHER)
+        for name in (_MATCHER, _PARTNER):
+            if hasattr(decoder, name):
+                delattr(decoder, name)
 
     @staticmethod
     def matcher(student: nn.Module) -> Matcher | None:
         """What compares the student's inside with the teacher's, while it is attached."""
         return getattr(decoder_of(student), _MATCHER, None)
+
+    @staticmethod
+    @contextmanager
+    def alone(student: nn.Module) -> Iterator[None]:
+        """The student without a teacher that trains beside it, for as long as it is being saved or read."""
+        decoder = decoder_of(student)
+        partner = decoder._modules.pop(_PARTNER, None)
+        try:
+            yield
+        finally:
+            if partner is not None:
+                decoder.add_module(_PARTNER, partner)
 
     def loss(
         self,
@@ -136,32 +164,45 @@ class Objective:
             hidden = hidden_states(model, **batch)
             known: SparseTargets | TeacherHead | None
             known = targets.teacher() if isinstance(targets, HiddenSignals) else targets
+            above = None
             if teacher is not None and (soft or matcher):
-                with torch.no_grad():
-                    above = head_of(teacher)
-                    known = TeacherHead(
-                        hidden_states(teacher, **batch), above.weight, above.bias, above.scale, above.softcap
-                    )
-        head = head_of(model)
-        fused = fused_linear_divergence(
-            hidden,
-            head.weight,
-            known if soft else None,
+                with torch.set_grad_enabled(self.mutual and torch.is_grad_enabled()):
+                    above = hidden_states(teacher, **batch)
+                known = _heard(above, teacher)
+        compare = partial(
+            fused_linear_divergence,
             weights=torch.full_like(labels, 1.0, dtype=torch.float32) * scale,
             labels=labels if hard else None,
             hard=hard,
             soft=soft,
             divergence="forward_kl" if measure else self.divergence,
             temperature=value_at(self.temperature, progress),
-            student_bias=head.bias,
-            student_lora=head.lora,
-            logit_scale=head.scale,
-            softcap=head.softcap,
         )
-        loss = (
-            fused.loss if matcher is None else fused.loss + matcher(seen, positions, progress).sum() * scale
-        )
+        fused = compare(hidden, teacher=known if soft else None, **_head_arguments(model))
+        loss = fused.loss
+        if matcher is not None:
+            loss = loss + matcher(seen, positions, progress).sum() * scale
+        if self.mutual and above is not None and not measure:
+            loss = loss + compare(above, teacher=_heard(hidden, model), **_head_arguments(teacher)).loss
         return {"loss": loss, "hard_values": fused.hard_values, "soft_values": fused.soft_values}
+
+
+def _heard(hidden: Tensor, model: Any) -> TeacherHead:
+    """A model as somebody's teacher, from its hidden states."""
+    head = head_of(model)
+    return TeacherHead(hidden.detach(), head.weight, head.bias, head.scale, head.softcap)
+
+
+def _head_arguments(model: Any) -> dict[str, Any]:
+    """A model's head as the fused loss names its parts."""
+    head = head_of(model)
+    return {
+        "student_weight": head.weight,
+        "student_bias": head.bias,
+        "student_lora": head.lora,
+        "logit_scale": head.scale,
+        "softcap": head.softcap,
+    }
 
 
 def hidden_states(

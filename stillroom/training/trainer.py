@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -29,6 +29,7 @@ from stillroom.training.packing import Layout, undo_packing
 from stillroom.training.prefetch import Ahead
 
 _MATCHER = "matcher.safetensors"
+_PARTNER = "partner.safetensors"
 
 
 class DistillationTrainer(Trainer):
@@ -44,7 +45,8 @@ class DistillationTrainer(Trainer):
         objective: the loss.
         validation: rows whose loss is logged every `eval_steps`, the same on every rank.
         teacher: a live teacher of the student's tokenizer; its last hidden states and head are asked in the
-            student's forward, and rows need no signals. It is moved to the student's device and frozen.
+            student's forward, and rows need no signals. It is moved to the student's device, and frozen unless the
+            objective is mutual.
         packing: lay rows end to end instead of padding them, if student and teacher prove to keep them apart.
             `packed` says what came of it.
 
@@ -78,7 +80,8 @@ class DistillationTrainer(Trainer):
             **kwargs,
         )
         if teacher is not None:
-            teacher.eval().requires_grad_(False)
+            if not objective.mutual:
+                teacher.eval().requires_grad_(False)
             if getattr(teacher, "quantization_method", None) is None:  # those lie where they were loaded to
                 teacher.to(args.device)
         longest = max([int(plan.lengths.max()), *(len(row.ids) for row in validation)])
@@ -105,13 +108,19 @@ class DistillationTrainer(Trainer):
     # Checkpoints. An adapter's holds the adapter alone; what is matched inside has weights of its own.
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        matcher = self.objective.matcher(self.model)
+        with self.objective.alone(self.model):
+            super()._save(output_dir, state_dict)
+        folder, matcher = Path(output_dir or self.args.output_dir), self.objective.matcher(self.model)
         if matcher is not None and self.args.should_save:
-            save_file(matcher.state_dict(), Path(output_dir or self.args.output_dir) / _MATCHER)
+            save_file(matcher.state_dict(), folder / _MATCHER)
+        if self.objective.mutual and self.teacher is not None and self.args.should_save:
+            save_model(self.teacher, str(folder / _PARTNER))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with self.objective.alone(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.objective.mutual and self.teacher is not None:
+            load_model(self.teacher, Path(resume_from_checkpoint) / _PARTNER)
         matcher = self.objective.matcher(self.model)
         if matcher is not None:
             matcher.load_state_dict(load_file(Path(resume_from_checkpoint) / _MATCHER))

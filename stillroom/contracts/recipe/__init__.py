@@ -3,7 +3,7 @@
 Every field has a description; `docs/recipe.md` and the JSON Schema are generated from them.
 """
 
-from stillroom.contracts.recipe.distil import Baseline, Curriculum, Distil, Loss, Match, Rounds
+from stillroom.contracts.recipe.distil import Baseline, Curriculum, Distil, Loss, Match, Past, Rounds
 from stillroom.contracts.recipe.evaluate import Evaluate, Task
 from stillroom.contracts.recipe.export import Export, Kind
 from stillroom.contracts.recipe.filter import Filter
@@ -11,7 +11,7 @@ from stillroom.contracts.recipe.models import Lora, Prune, Student, Teacher
 from stillroom.contracts.recipe.prompts import Expand, Form, Method, Mix, PromptSource, Splits
 from stillroom.contracts.recipe.section import Section
 from stillroom.contracts.recipe.teach import Signal, Teach
-from stillroom.contracts.recipe.whole import Recipe
+from stillroom.contracts.recipe.whole import Link, Recipe
 
 __all__ = [
     "Baseline",
@@ -23,11 +23,13 @@ __all__ = [
     "Filter",
     "Form",
     "Kind",
+    "Link",
     "Lora",
     "Loss",
     "Match",
     "Method",
     "Mix",
+    "Past",
     "PromptSource",
     "Prune",
     "Recipe",

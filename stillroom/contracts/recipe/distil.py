@@ -99,6 +99,19 @@ class Curriculum(Section):
     until: float = Field(0.5, gt=0, le=1, description="Share of the training after which all are open.")
 
 
+class Past(Section):
+    """The student's own past as its teacher."""
+
+    decay: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description="What the teacher keeps of itself when it is refreshed; the student gives the rest. 0: it becomes a "
+        "copy of the student.",
+    )
+    every: int = Field(1, ge=1, description="Optimiser steps between refreshes.")
+
+
 class Rounds(Section):
     """On-policy rounds: the student writes answers, the teacher says what it thinks of each token, the student trains on."""
 
@@ -127,10 +140,14 @@ class Distil(Section):
 
     loss: Loss = Field(default_factory=Loss, description="The weights of the loss's terms.")
     match: Match = Field(default_factory=Match, description="How the inside of the models is matched.")
-    teacher: Literal["book", "live"] = Field(
+    teacher: Literal["book", "live", "online", "self"] = Field(
         "book",
-        description="Where the soft loss hears the teacher: in the lesson book, or `live`, in memory beside the student and "
-        "asked anew at every step. A live teacher is a Hugging Face folder; teach.signal.kind may then be `none`.",
+        description="Whom the soft loss hears: the lesson book; the teacher itself, `live` beside the student and asked "
+        "anew at every step; `online`, live and trained as well, each learning from the other; or `self`, the student's "
+        "own past (distil.past). A live teacher is a Hugging Face folder. But for the book teach.signal.kind may be `none`.",
+    )
+    past: Past = Field(
+        default_factory=Past, description="What the student's past is, where it is the teacher."
     )
     temperature: Positive = Field(
         1.0,

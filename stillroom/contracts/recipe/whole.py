@@ -12,9 +12,36 @@ from stillroom.contracts.recipe.export import Export, Kind
 from stillroom.contracts.recipe.filter import Filter
 from stillroom.contracts.recipe.models import Student, Teacher
 from stillroom.contracts.recipe.prompts import Mix, PromptSource, Splits
-from stillroom.contracts.recipe.schedule import peak
+from stillroom.contracts.recipe.schedule import peak, value_at
 from stillroom.contracts.recipe.section import Section
 from stillroom.contracts.recipe.teach import Teach
+
+
+class Link(Section):
+    """A student between the teacher and the last student."""
+
+    name: str = Field(description="Its run is runs/NAME/chain/ITS-NAME.")
+    student: Student = Field(description="The model that learns, and teaches the next.")
+    teach: Teach | None = Field(None, description="How its teacher is asked. Empty: as the recipe says.")
+    distil: Distil | None = Field(None, description="How it trains. Empty: as the recipe says.")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        return plain_name(name)
+
+
+def plain_name(name: str) -> str:
+    """The name, if it can name a folder anywhere.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            "a name has letters, digits, '.', '_' and '-' only, and starts with a letter or digit"
+        )
+    return name
 
 
 class Recipe(Section):
@@ -30,6 +57,11 @@ class Recipe(Section):
     teach: Teach = Field(default_factory=Teach, description="How the teacher is asked.")
     filter: Filter = Field(default_factory=Filter, description="Which answers become lessons.")
     distil: Distil = Field(default_factory=Distil, description="How the student trains.")
+    chain: list[Link] = Field(
+        [],
+        description="Students between the teacher and the last one: each is trained and measured in a run of its own, and "
+        "is the next one's teacher.",
+    )
     baselines: list[Baseline] = Field(
         [],
         description="Trained or measured beside the student, with the same steps. `before`: the student untrained. "
@@ -45,14 +77,20 @@ class Recipe(Section):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-            raise ValueError(
-                "a name has letters, digits, '.', '_' and '-' only, and starts with a letter or digit"
-            )
-        return name
+        return plain_name(name)
+
+    @field_validator("chain")
+    @classmethod
+    def _each_once(cls, chain: list[Link]) -> list[Link]:
+        names = [link.name for link in chain]
+        if len({*names}) < len(names):
+            raise ValueError(f"two links of the chain have one name: {', '.join(names)}")
+        return chain
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
+        if self.chain:  # each link and the last student have a teacher of their own, and are checked with it
+            return self
         self._hears_its_teacher()
         given = [one.file for one in self.prompts if one.form == "corpus" or one.answers == "given"]
         if given and (self.teach.samples > 1 or self.teach.logged_answers == "ask"):
@@ -89,7 +127,8 @@ class Recipe(Section):
 
     def _hears_its_teacher(self) -> None:
         """The soft loss has what it needs: signals, or a teacher that can be live, of a kind that fits the divergence."""
-        loss, live = self.distil.loss, self.distil.teacher == "live"
+        loss, teacher = self.distil.loss, self.distil.teacher
+        live = teacher != "book"
         curriculum = self.distil.curriculum
         sparse = self.teach.signal.kind in ("head+draws", "top-k") and not live and peak(loss.soft) > 0
         if curriculum and curriculum.by == "doubt" and not sparse:
@@ -103,8 +142,10 @@ class Recipe(Section):
                 f"distil.loss.{matched[0]} matches the inside of the teacher, which no book holds: set distil.teacher live"
             )
         if live and peak(loss.soft) == 0 and not matched:
-            raise ValueError("distil.teacher is live but distil.loss.soft is 0: nobody would listen to it")
-        if live and self.foreign_teacher:
+            raise ValueError(
+                f"distil.teacher is {teacher} but distil.loss.soft is 0: nobody would listen to it"
+            )
+        if teacher in ("live", "online") and self.foreign_teacher:
             raise ValueError(
                 "only a Hugging Face folder can be a live teacher: set distil.teacher to book for an API or a .gguf file"
             )
@@ -123,8 +164,31 @@ class Recipe(Section):
                 "distil.teacher to live, or teach.signal.kind to hidden"
             )
 
+        if teacher in ("self", "online"):
+            self._learns_by_itself()
         if self.distil.rounds:
             self._can_score()
+
+    def _learns_by_itself(self) -> None:
+        """Models that change while they teach have something else to hold on to."""
+        teacher = self.distil.teacher
+        if value_at(self.distil.loss.hard, 0.0) == 0:
+            raise ValueError(
+                f"distil.teacher {teacher} and distil.loss.hard 0: models that only listen to each other learn nothing; set "
+                "distil.loss.hard above 0"
+            )
+        if teacher == "self" and self.student.lora:
+            raise ValueError("distil.teacher self keeps an average of all weights: leave student.lora out")
+        if teacher == "online" and (
+            matched := [n for n, w in self.distil.loss.matched.items() if peak(w) > 0]
+        ):
+            raise ValueError(
+                f"distil.loss.{matched[0]} would pull a teacher that is trained itself: set distil.teacher live"
+            )
+        if teacher == "online" and self.teacher.dtype in ("8-bit", "4-bit"):
+            raise ValueError(
+                f"weights of {self.teacher.dtype} cannot be trained: set teacher.dtype to auto for distil.teacher online"
+            )
 
     def _can_score(self) -> None:
         """The teacher can say what it thinks of what the student wrote."""
@@ -132,7 +196,7 @@ class Recipe(Section):
             raise ValueError(
                 "distil.rounds has the teacher score what the student writes, but distil.loss.soft is 0: nobody would listen"
             )
-        if self.distil.teacher != "live" and self.teacher.api and self.teach.signal.source == "top_logprobs":
+        if self.distil.teacher == "book" and self.teacher.api and self.teach.signal.source == "top_logprobs":
             raise ValueError(
                 "this API scores its own answers only, not what the student writes: set teach.signal.source to "
                 "prompt_logprobs (vLLM can), have a local teacher, or leave distil.rounds out"

@@ -91,12 +91,14 @@ class DistilStage:
         return self.objective.listens and self.recipe.distil.teacher == "book"
 
     def live_teacher(self) -> Any | None:
-        """The teacher itself, for training beside it; None where the student hears it from a book or not at all."""
-        if not self.objective.listens or self.from_book:
+        """The teacher itself, for training beside it; None where the student hears another or none."""
+        if not self.objective.listens or self.recipe.distil.teacher not in ("live", "online"):
             return None
         spec = self.recipe.teacher
         reference = str(resolve_model(spec.model, self.context.run.base))
-        return load_causal(reference, spec.dtype, trust_remote_code=spec.trust_remote_code)
+        # One that is trained as well has weights to be trained, as the student's are.
+        dtype = "float32" if self.objective.mutual else spec.dtype
+        return load_causal(reference, dtype, trust_remote_code=spec.trust_remote_code)
 
     def lessons(self, split: str) -> Iterator[Rendered]:
         """The lessons of a split as tokens; those over distil.max_length are left out and counted."""
@@ -208,6 +210,7 @@ class DistilStage:
             progress=self.context.progress,
             validation=self.validation if listens else [],
             teacher=self.live_teacher() if listens else None,
+            past=self.recipe.distil.past if listens and self.recipe.distil.teacher == "self" else None,
             boards=self.context.folder / "tensorboard" / apprentice.name,
             **part,
         )
@@ -258,4 +261,5 @@ def _objective(distil: Distil) -> Objective:
         match.maps,
         match.relation_heads,
     )
-    return Objective(loss.hard, loss.soft, distil.temperature, loss.divergence, matching)
+    mutual = distil.teacher == "online"
+    return Objective(loss.hard, loss.soft, distil.temperature, loss.divergence, matching, mutual)

@@ -1,0 +1,46 @@
+"""A chain of students, each the teacher of the next: every link is a run of its own inside the run's folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from stillroom.contracts.loading import build_recipe
+from stillroom.contracts.recipe import Recipe, Teacher
+from stillroom.contracts.runfolder import Run
+
+
+def parts(run: Run) -> list[Run]:
+    """The runs that a recipe comes to, in their order; the last is that of the folder itself, taught by the link before it.
+
+    Without a chain that is the run as it is. Links lie in chain/NAME of its folder.
+    """
+    found: list[Run] = []
+    teacher = run.recipe.teacher
+    for link in run.recipe.chain:
+        changes = {"name": f"{run.recipe.name}-{link.name}", "student": link.student, "chain": []}
+        own = {name: value for name in ("teach", "distil") if (value := getattr(link, name)) is not None}
+        recipe = run.recipe.model_copy(update=changes | own | {"teacher": teacher})
+        part = Run(run.path / "chain" / link.name, _checked(recipe), run.base)
+        found.append(part)
+        teacher = _taught_by(part)
+    last = run.recipe.model_copy(update={"teacher": teacher, "chain": []}) if found else run.recipe
+    return [*found, Run(run.path, _checked(last) if found else last, run.base)]
+
+
+def waits_for(run: Run) -> Path | None:
+    """The student of an earlier link that a part of a chain still waits for, if it does."""
+    model = run.locate(run.recipe.teacher.model)
+    if model.parts[-2:] == ("distil", "student") and not (model / "config.json").is_file():
+        return model
+    return None
+
+
+def _taught_by(run: Run) -> Teacher:
+    student = (run.path / "distil" / "student").resolve()
+    return Teacher(model=os.path.relpath(student, run.base.resolve()))
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    """The recipe with its settings held against each other once more: a link may ask for what its teacher cannot give."""
+    return build_recipe(recipe.model_dump(mode="json", exclude_unset=True), f"the chain of {recipe.name}")

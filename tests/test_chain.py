@@ -1,0 +1,80 @@
+"""A chain of students: each link a run of its own, the teacher of the next."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_rounds import job, settings_of
+from tiny_llama import save_tiny
+
+from stillroom.contracts.errors import RecipeError
+from stillroom.contracts.loading import load_recipe
+from stillroom.contracts.runfolder import Run
+from stillroom.pipeline import parts
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "teacher", seed=3)
+
+
+def chained(teacher: Path, **changes: Any) -> dict[str, Any]:
+    settings = settings_of(teacher, **changes)
+    settings["distil"].pop("rounds", None)
+    link = {"name": "medium", "student": {"prune": {"layers": 2}}}
+    return settings | {"chain": [link], "quantise": []}
+
+
+def stillroom(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stillroom", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+def test_each_link_is_a_run_and_teaches_the_next(teacher: Path, tmp_path: Path) -> None:
+    recipe = job(tmp_path / "job", chained(teacher))
+    dry = stillroom("run", recipe, "--runs", tmp_path, "--dry-run")
+    assert "waits for it" in dry.stdout, dry.stderr
+    assert "known once" in stillroom("plan", recipe, "--runs", tmp_path).stdout
+    done = stillroom("run", recipe, "--runs", tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "rounds"
+    layers = [
+        json.loads((folder / "distil/student/config.json").read_text())["num_hidden_layers"]
+        for folder in (run / "chain/medium", run)
+    ]
+    assert layers == [2, 1]
+    for folder in (run / "chain/medium", run):
+        assert (folder / "report.html").is_file()
+        assert Run.is_run(folder)
+    used = json.loads((run / "teach/manifest.json").read_text())["settings"]["teacher"]["model"]
+    assert used.endswith("chain/medium/distil/student")
+    again = stillroom("run", recipe, "--runs", tmp_path)
+    assert again.stderr.count("holds, skipped") == 2 * 7, again.stderr
+    # Another seed for the link's own weights is another teacher for the last student.
+    changed = chained(teacher)
+    changed["chain"][0]["distil"] = {**changed["distil"], "steps": 3}
+    recipe.write_text(yaml.safe_dump(changed))
+    dry = stillroom("run", recipe, "--runs", tmp_path, "--dry-run")
+    assert "distil.steps was 6, is 3" in dry.stdout
+    status = stillroom("status", run)
+    assert status.stdout.count("taught by") == 2
+
+
+def test_a_link_that_asks_for_what_its_teacher_cannot_give_is_refused(teacher: Path, tmp_path: Path) -> None:
+    settings = chained(teacher)
+    settings["chain"][0]["distil"] = {"loss": {"hidden": 1.0}}
+    recipe = job(tmp_path / "job", settings)
+    run = Run(tmp_path / "run", load_recipe(recipe), recipe.parent)
+    with pytest.raises(RecipeError, match="matches the inside of the teacher"):
+        parts(run)
+
+
+def test_two_links_of_one_name_are_refused(teacher: Path, tmp_path: Path) -> None:
+    settings = chained(teacher)
+    settings["chain"] *= 2
+    with pytest.raises(RecipeError, match="two links of the chain have one name"):
+        load_recipe(job(tmp_path / "job", settings))
