@@ -19,11 +19,12 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from stillroom.contracts.progress import Progress
-from stillroom.contracts.recipe import Distil
+from stillroom.contracts.recipe import Distil, Rounds
 from stillroom.training.batches import StepPlan
 from stillroom.training.collation import collate
 from stillroom.training.fitting import fit
 from stillroom.training.objective import Objective
+from stillroom.training.rounds import Calendar, OwnWriting
 from stillroom.training.trainer import DistillationTrainer
 
 RANKS, SECONDS = 2, 280
@@ -52,8 +53,9 @@ def student(seed=3, tied=True):
     return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=tied))
 
 
-def trained(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights after a few steps of the recipe's own path."""
+def trained(folder: Path, rounds: bool = False) -> dict[str, torch.Tensor]:
+    """The weights after a few steps of the recipe's own path; of rounds, the last rows are what the student wrote."""
+    calendar = Calendar(Rounds(count=1, start=0.34, share=0.6), 3)
     rows, model = some_rows(lengths=LENGTHS), student()
     fit(
         model,
@@ -67,6 +69,7 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
         label="training",
         progress=Progress(),
         validation=rows[:5],
+        draws=[OwnWriting(calendar, 7, [4])] if rounds else [],
     )
     return model.state_dict()
 
@@ -119,6 +122,7 @@ def work(rank: int, folder: Path) -> None:
         (source, packing): sharded_figures(folder, source, packing, rank, RANKS) for source, packing in SHARED
     }
     out["trained"] = trained(folder / f"rank-{rank}")
+    out["rounds"] = trained(folder / f"rounds-{rank}", rounds=True)
     if rank == 0:
         torch.save(out, folder / "out.pt")
     dist.destroy_process_group()
@@ -150,9 +154,10 @@ def test_validation_and_gradients_of_two_sharded_ranks_are_those_of_one_process(
         torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_two_ranks_train_to_the_weights_of_one_process(pair, tmp_path):
-    expected = trained(tmp_path)
+@pytest.mark.parametrize("way", ["trained", "rounds"])
+def test_two_ranks_train_to_the_weights_of_one_process(pair, tmp_path, way):
+    expected = trained(tmp_path, rounds=way == "rounds")
     before = copy.deepcopy(student().state_dict())
     for name, weight in expected.items():
-        torch.testing.assert_close(pair["trained"][name], weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pair[way][name], weight, rtol=1e-4, atol=1e-5)
     assert any(not torch.equal(before[name], weight) for name, weight in expected.items())

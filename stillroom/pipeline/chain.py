@@ -19,7 +19,7 @@ def parts(run: Run) -> list[Run]:
     teacher = run.recipe.teacher
     for link in run.recipe.chain:
         changes = {"name": f"{run.recipe.name}-{link.name}", "student": link.student, "chain": []}
-        own = {name: value for name in ("teach", "distil") if (value := getattr(link, name)) is not None}
+        own = {"teach": link.teach or run.recipe.teach, "distil": link.distil or run.recipe.distil}
         recipe = run.recipe.model_copy(update=changes | own | {"teacher": teacher})
         part = Run(run.path / "chain" / link.name, _checked(recipe), run.base)
         found.append(part)

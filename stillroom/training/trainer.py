@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments
 
 from stillroom.contracts.recipe.schedule import value_at
 from stillroom.losses import SparseTargets
@@ -55,6 +55,7 @@ class DistillationTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True
+    control: TrainerControl
 
     def __init__(
         self,
@@ -196,6 +197,7 @@ class DistillationTrainer(Trainer):
             # Temperature squared belongs to the training loss; the figure shown is a plain KL, at the last temperature.
             figures["validation_kl"] = soft / value_at(self.objective.temperature, 1.0) ** 2 / max(tokens, 1)
         self.log(figures)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
 
     def _validation_batches(self) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from stillroom.contracts.child import Advance
 from stillroom.contracts.files import read_lines, write_lines
@@ -24,26 +25,26 @@ from stillroom.models.rendering import Rendered, Renderer
 
 
 def write(job: str, advance: Advance) -> dict[str, int]:
-    """Have a model answer a file of questions.
+    """Have a model answer files of questions.
 
     Args:
-        job: JSON: `model`, a folder; `questions`, a JSONL file of {key, messages, tools}; `out`, the JSONL file of {key,
-            prompt, answer, text, finish} that is written whole or not at all, prompt and answer as token ids;
-            `temperature`, `max_new_tokens`, `seed`, `batch_size`, `trust_remote_code`.
+        job: JSON: `model`, a folder; `max_new_tokens`, `batch_size`, `trust_remote_code`; `papers`, a list of {questions,
+            out, temperature, seed}. `questions` is a JSONL file of {key, messages, tools}; `out` becomes the JSONL file of
+            {key, prompt, answer, text, finish}, prompt and answer as token ids, and is written whole or not at all.
         advance: told each answer.
     """
     settings = json.loads(job)
-    sampling = Sampling(
-        temperature=settings["temperature"],
-        max_new_tokens=settings["max_new_tokens"],
-        seed=settings["seed"],
-    )
     model = LocalModel(
         settings["model"],
         batch_size=settings["batch_size"],
         trust_remote_code=settings["trust_remote_code"],
     )
-    asked = list(_requests(Path(settings["questions"])))
+    return {"answers": sum(_answer(model, paper, settings, advance) for paper in settings["papers"])}
+
+
+def _answer(model: LocalModel, paper: dict[str, Any], settings: dict[str, Any], advance: Advance) -> int:
+    sampling = Sampling(paper["temperature"], max_new_tokens=settings["max_new_tokens"], seed=paper["seed"])
+    asked = list(_requests(Path(paper["questions"])))
     replies = {}
     for request, reply in model.answer(asked, sampling):
         replies[request.key] = reply
@@ -54,8 +55,8 @@ def write(job: str, advance: Advance) -> dict[str, int]:
         prompt = model.renderer.prompt_ids(request.messages, own.get("tools"))
         line = {"key": request.key, "prompt": prompt, "answer": reply.token_ids or []}
         lines.append(line | {"text": reply.text, "finish": reply.finish})
-    write_lines(Path(settings["out"]), lines)
-    return {"answers": len(lines)}
+    write_lines(Path(paper["out"]), lines)
+    return len(lines)
 
 
 def score(job: str, advance: Advance) -> dict[str, int]:

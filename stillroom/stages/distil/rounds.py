@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +89,20 @@ class _Rounds:
         home.mkdir(exist_ok=True)
         self._train_until(number)
         line: dict[str, Any] = {"round": number, "step": self.calendar.begins(number)}
-        line |= {"score": self._score(home, number)}
+        self._write(home, number)
+        line["score"] = self._score(home)
         if number <= self.spec.count:
-            self._write(home, number)
+            self._hear(home, number)
             line["answers"] = sum(1 for _ in read_lines(home / "written.jsonl"))
             line["rows"] = len(self._rows_of(number).lengths)
         if line["score"] >= max((earlier["score"] for earlier in self.log), default=0.0):
             self._copy_best()
         self.log.append(line)
         write_json(self.log_file, self.log)
-        self.stage.context.progress.say(_said(line, self.spec.count))
+        said = (
+            f"{self._named(number)}: step {line['step']}, held-out lessons answered alike {line['score']:.1%}"
+        )
+        self.stage.context.progress.say(said)
 
     # The student.
 
@@ -147,19 +152,47 @@ class _Rounds:
     # What it writes, and what the teacher thinks of it.
 
     def _write(self, home: Path, number: int) -> None:
-        """home/written.jsonl, and its signals in the book of all rounds."""
-        written = home / "written.jsonl"
-        if not written.is_file():
-            write_lines(home / "questions.jsonl", self._questions(number))
-            what = f"round {number} of {self.spec.count}: the student writes"
-            self._answered(home / "questions.jsonl", written, self.spec.temperature, number, what)
-        if self.stage.from_book and not (home / "scored").is_file():
-            recipe = self.stage.recipe.model_dump(mode="json", exclude_unset=True)
-            job = {"recipe": recipe, "base": str(self.stage.context.run.base.resolve())}
-            job |= {"written": str(written), "book": str(self.folder / "signals")}
-            what = f"round {number} of {self.spec.count}: the teacher scores"
-            self._in_child("score", job, what, sum(1 for _ in read_lines(written)), "lower teach.batch_size")
-            (home / "scored").touch()
+        """The student's answers to the lessons held out, and but for the last one to the round's questions."""
+        recipe = self.stage.recipe
+        questions: dict[str, Iterable[dict[str, Any]]] = {
+            "held-out": (_line(key, lesson) for key, lesson in self._held_out())
+        }
+        if number <= self.spec.count:
+            questions["written"] = self._questions(number)
+        papers, size = [], 0
+        for name, lines in questions.items():
+            asked = home / f"{name}-questions.jsonl"
+            if not (home / f"{name}.jsonl").is_file() and (count := write_lines(asked, lines)):
+                paper = {"questions": str(asked), "out": str(home / f"{name}.jsonl")}
+                temperature = self.spec.temperature if name == "written" else 0.0
+                papers.append(paper | {"temperature": temperature, "seed": recipe.seed + number})
+                size += count
+        if not papers:
+            return
+        job = {
+            "model": str(self.folder / "student"),
+            "papers": papers,
+            "max_new_tokens": recipe.teach.max_new_tokens,
+            "batch_size": recipe.teach.batch_size,
+            "trust_remote_code": recipe.student.trust_remote_code,
+        }
+        self._in_child("write", job, f"{self._named(number)}: the student writes", size)
+
+    def _hear(self, home: Path, number: int) -> None:
+        """What the teacher thinks of a round's answers, into the book of all rounds."""
+        done, written = home / "scored", home / "written.jsonl"
+        if not self.stage.from_book or done.is_file():
+            return
+        recipe = self.stage.recipe.model_dump(mode="json", exclude_unset=True)
+        job = {"recipe": recipe, "base": str(self.stage.context.run.base.resolve())}
+        job |= {"written": str(written), "book": str(self.folder / "signals")}
+        size = sum(1 for _ in read_lines(written))
+        self._in_child("score", job, f"{self._named(number)}: the teacher scores", size)
+        done.touch()
+
+    def _named(self, number: int) -> str:
+        count = self.spec.count
+        return f"round {number} of {count}" if number <= count else "after the last round"
 
     def _rows_of(self, number: int) -> RowSource:
         """What the student wrote in a round, with the teacher's signals or for a live one."""
@@ -175,25 +208,24 @@ class _Rounds:
             temperature=self.stage.recipe.capture_temperature,
         )
 
-    def _score(self, home: Path, number: int) -> float:
+    def _score(self, home: Path) -> float:
         """Share of the lessons held out whose answer the student comes to as well; 0 where there are none."""
-        rule, out = self.stage.recipe.filter, home / "held-out.jsonl"
-        wanted: dict[str, tuple[Lesson, str]] = {}
-        for key, lesson in self._asked("tune"):
-            if len(wanted) < _HELD_OUT:
-                wanted[key] = (lesson, final_answer(rule, str(lesson.messages[-1].get("content") or "")))
+        rule = self.stage.recipe.filter
+        wanted = {
+            key: final_answer(rule, str(lesson.messages[-1].get("content") or ""))
+            for key, lesson in self._held_out()
+        }
         if not wanted:
             return 0.0
-        if not out.is_file():
-            asked = home / "held-out-questions.jsonl"
-            write_lines(asked, (_line(key, lesson) for key, (lesson, _) in wanted.items()))
-            self._answered(asked, out, 0.0, number, "lessons held out")
         right = [
-            final_answer(rule, line["text"]) == wanted[line["key"]][1]
-            for line in read_lines(out)
+            final_answer(rule, line["text"]) == wanted[line["key"]]
+            for line in read_lines(home / "held-out.jsonl")
             if line["finish"] == "stop"
         ]
         return round(sum(right) / len(wanted), 4)
+
+    def _held_out(self) -> Iterator[tuple[str, Lesson]]:
+        return islice(self._asked("tune"), _HELD_OUT)
 
     def _questions(self, number: int) -> Iterator[dict[str, Any]]:
         """A draw of the questions of all lessons, each once as long as there are enough."""
@@ -217,30 +249,17 @@ class _Rounds:
                 seen.add(key)
                 yield key, lesson
 
-    def _answered(self, asked: Path, out: Path, temperature: float, number: int, what: str) -> None:
-        recipe = self.stage.recipe
-        job = {
-            "model": str(self.folder / "student"),
-            "questions": str(asked),
-            "out": str(out),
-            "temperature": temperature,
-            "max_new_tokens": recipe.teach.max_new_tokens,
-            "seed": recipe.seed + number,
-            "batch_size": recipe.teach.batch_size,
-            "trust_remote_code": recipe.student.trust_remote_code,
-        }
-        self._in_child("write", job, what, sum(1 for _ in read_lines(asked)), "lower teach.batch_size")
-
-    def _in_child(self, role: str, job: dict[str, Any], what: str, size: int, relief: str) -> None:
+    def _in_child(self, role: str, job: dict[str, Any], what: str, size: int) -> None:
         with self.stage.context.progress.meter(what, size, "answers") as meter:
-            run_child(f"{_ROLES}:{role}", json.dumps(job), label=what, advance=meter.advance, relief=relief)
+            run_child(
+                f"{_ROLES}:{role}",
+                json.dumps(job),
+                label=what,
+                advance=meter.advance,
+                relief="lower teach.batch_size",
+            )
 
 
 def _line(key: str, lesson: Lesson) -> dict[str, Any]:
     tools = {"tools": lesson.tools} if lesson.tools else {}
     return {"key": key, "messages": lesson.messages[:-1], **tools}
-
-
-def _said(line: dict[str, Any], count: int) -> str:
-    when = f"round {line['round']} of {count}" if line["round"] <= count else "after the last round"
-    return f"{when}: step {line['step']}, held-out lessons answered alike {line['score']:.1%}"
