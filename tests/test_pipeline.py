@@ -21,6 +21,8 @@ from stillroom.contracts.progress import Progress
 from stillroom.contracts.runfolder import Run
 from stillroom.pipeline import STAGES, check, outlook, run_pipeline
 
+USUAL = [stage for stage in STAGES if stage.name != "align"]
+"""The stages of a recipe that asks for nothing more."""
 QUESTIONS = [{"messages": [{"role": "user", "content": f"the red a costs {n} pounds"}]} for n in range(40)]
 LABELLED = [{"prompt": f"the blue b costs {n}", "answer": f"{n} pounds"} for n in range(8)]
 ITEMS = [{"prompt": f"what costs the a, {n} or more", "reference": f"{n}"} for n in range(6)]
@@ -94,7 +96,7 @@ def essence(run: Path) -> dict[str, str]:
 
 
 def test_a_run_makes_every_stage_and_a_report(finished):
-    for stage in STAGES:
+    for stage in USUAL:
         manifest = json.loads((finished / stage.name / "manifest.json").read_text())
         assert manifest["stage"] == stage.name
         assert manifest["seconds"] >= 0
@@ -145,7 +147,7 @@ def test_running_again_skips_every_stage(finished, job):
     before = essence(finished)
     done = stillroom("run", job, "--runs", finished.parent)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("holds, skipped") == len(STAGES)
+    assert done.stderr.count("holds, skipped") == len(USUAL)
     assert "torch" not in done.stderr
     assert essence(finished) == before
 
@@ -319,7 +321,7 @@ def test_two_processes_do_not_work_in_one_run_folder(finished):
 def test_status_and_plan_say_what_is_there(finished, job):
     status = stillroom("status", finished)
     assert status.returncode == 0, status.stderr
-    assert status.stdout.count("done") == len(STAGES)
+    assert status.stdout.count("done") == len(USUAL)
     plan = stillroom("plan", job)
     assert plan.returncode == 0, plan.stderr
     assert "48 x 2 answers" in plan.stdout

@@ -1,5 +1,6 @@
 """On-policy rounds: what the student writes is scored by the teacher, and one training goes on over it, kills or not."""
 
+import importlib
 import json
 import os
 import signal
@@ -23,10 +24,10 @@ from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Rounds
 from stillroom.contracts.runfolder import Run
 from stillroom.models.local import LocalModel
+from stillroom.models.writing import written_rows
 from stillroom.pipeline import run_pipeline
 from stillroom.signals import Book, capture, token_keys
-from stillroom.stages.distil import roles, rounds
-from stillroom.stages.distil.roles import written_rows
+from stillroom.stages.distil import rounds
 from stillroom.training.batches import MemoryRows, StepPlan
 from stillroom.training.rounds import Calendar, JoinedRows, OwnWriting
 
@@ -91,7 +92,8 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The roles in this process, which is quicker; what processes of their own change is tested apart."""
 
     def call(work: str, job: str, advance: Any, **_: Any) -> Any:
-        return getattr(roles, work.partition(":")[2])(job, advance)
+        module, _, name = work.partition(":")
+        return getattr(importlib.import_module(module), name)(job, advance)
 
     monkeypatch.setattr(rounds, "run_child", call)
 
@@ -300,6 +302,6 @@ def test_what_a_child_raises_is_raised_here_and_what_kills_it_is_said(tmp_path: 
 
     common = {"papers": [], "max_new_tokens": 4, "batch_size": 2, "trust_remote_code": False}
     with pytest.raises(ModelError, match="nowhere"):
-        ask("stillroom.stages.distil.roles:write", model=str(tmp_path / "nowhere"), **common)
+        ask("stillroom.models.writing:write", model=str(tmp_path / "nowhere"), **common)
     with pytest.raises(Fault, match="writing ended without a result"):
-        ask("stillroom.stages.distil.roles:nothing_of_the_kind")
+        ask("stillroom.models.writing:nothing_of_the_kind")

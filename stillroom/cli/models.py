@@ -71,7 +71,7 @@ def export(
     from stillroom.contracts.runfolder import Run
     from stillroom.gguf import check_parity, export
 
-    source = Run.open(path).need("distil") / "student" if Run.is_run(path) else path
+    source = Run.open(path).student if Run.is_run(path) else path
     target = out or Path(f"{path.resolve().name}-{kind}.gguf")
     made = export(source, target, kind)
     try:

@@ -73,10 +73,10 @@ def run(
     from stillroom.display import open_progress
     from stillroom.pipeline import STAGES, check, outlook, parts, run_pipeline
 
-    names = [stage.name for stage in STAGES]
+    found = _run_of(recipe, sets, runs)
+    names = [stage.name for stage in STAGES if stage.wanted(found.recipe)]
     if until is not None and until not in names:
         raise UserError(f"there is no stage {until}", expected=", ".join(names))
-    found = _run_of(recipe, sets, runs)
     check(found)
     if dry_run:
         for part in _shown(parts(found)):

@@ -128,6 +128,11 @@ class Run:
         """Where a stage writes."""
         return self.path / stage
 
+    @property
+    def student(self) -> Path:
+        """The folder of the student that is handed over: aligned, where the recipe asks for that."""
+        return self.folder("align" if self.recipe.align else "distil") / "student"
+
     def locate(self, name: str) -> Path:
         """A path of the recipe as a path on this machine."""
         return (self.base / Path(name).expanduser()).resolve()

@@ -31,14 +31,14 @@ def parts(run: Run) -> list[Run]:
 def waits_for(run: Run) -> Path | None:
     """The student of an earlier link that a part of a chain still waits for, if it does."""
     model = run.locate(run.recipe.teacher.model)
-    if model.parts[-2:] == ("distil", "student") and not (model / "config.json").is_file():
+    own = model.name == "student" and model.parent.name in ("distil", "align")
+    if own and not (model / "config.json").is_file():
         return model
     return None
 
 
 def _taught_by(run: Run) -> Teacher:
-    student = (run.path / "distil" / "student").resolve()
-    return Teacher(model=os.path.relpath(student, run.base.resolve()))
+    return Teacher(model=os.path.relpath(run.student.resolve(), run.base.resolve()))
 
 
 def _checked(recipe: Recipe) -> Recipe:

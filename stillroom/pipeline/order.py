@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.contracts.files import digest
-from stillroom.contracts.recipe import PromptSource
+from stillroom.contracts.recipe import PromptSource, Recipe
 from stillroom.contracts.runfolder import Run
 from stillroom.models.endpoint import base_url
 from stillroom.models.origins import digest_of, student_source, teacher_identity
@@ -29,6 +29,8 @@ class Stage:
     settings: Callable[[Run], dict[str, Any]]
     reads: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
+    wanted: Callable[[Recipe], bool] = lambda recipe: True
+    """Whether a recipe has this stage at all."""
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Do the work; the module is imported only now."""
@@ -133,6 +135,13 @@ def _distil(run: Run) -> dict[str, Any]:
     }
 
 
+def _align(run: Run) -> dict[str, Any]:
+    spec = run.recipe.align
+    assert spec is not None
+    named = [] if spec.pairs in ("verified", "teacher") else [spec.pairs]
+    return {"align": _plain(spec), "pairs": _contents(run, named), "seed": run.recipe.seed}
+
+
 def _quantise(run: Run) -> dict[str, Any]:
     return {"quantise": list(run.recipe.quantise)}
 
@@ -175,8 +184,14 @@ STAGES = (
             "rounds",
         ),
     ),
-    Stage("quantise", _quantise, reads=("distil",)),
-    Stage("evaluate", _evaluate, reads=("filter", "distil", "quantise"), keeps=("models",)),
+    Stage(
+        "align",
+        _align,
+        reads=("filter", "distil"),
+        wanted=lambda recipe: recipe.align is not None,
+    ),
+    Stage("quantise", _quantise, reads=("distil", "align")),
+    Stage("evaluate", _evaluate, reads=("filter", "distil", "align", "quantise"), keeps=("models",)),
     Stage("export", _export, reads=("quantise", "evaluate")),
 )
 

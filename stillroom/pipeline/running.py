@@ -44,11 +44,13 @@ def outlook(run: Run) -> list[Outlook]:
     """
     found: dict[str, Outlook] = {}
     for stage in STAGES:
+        if not stage.wanted(run.recipe):
+            continue
         settings = stage.settings(run)
-        inputs = {name: found[name].fingerprint for name in stage.reads}
+        inputs = {name: found[name].fingerprint for name in stage.reads if name in found}
         mark = fingerprint(settings, inputs)
         manifest = run.manifest(stage.name)
-        stale = [name for name in stage.reads if found[name].reason]
+        stale = [name for name in inputs if found[name].reason]
         reason: str | None = None
         if manifest is None:
             reason = "not finished" if run.folder(stage.name).is_dir() else "new"

@@ -25,6 +25,8 @@ from stillroom.models.references import resolve_model, resolve_tokenizer
 from stillroom.stages.context import StageContext
 
 TEACHER, STUDENT = "teacher", "student"
+DISTILLED = "distilled"
+"""The student before it was aligned."""
 _FORMAT = 1
 """Raised when what is kept of a model changes its meaning; then every model is measured again."""
 _RESERVED = {"speed", "size", "training"}
@@ -44,7 +46,8 @@ def run(context: StageContext) -> dict[str, Any]:
     tasks, specs = read_tasks(context), model_specs(context)
     results = [_measured(context, spec, tasks, specs[0]) for spec in specs]
     quantised = [f"{STUDENT}-{kind}" for kind in recipe.quantise]
-    pairs = [(STUDENT, name) for name in recipe.baselines] + [(name, STUDENT) for name in quantised]
+    before = [*recipe.baselines, *([DISTILLED] if recipe.align else [])]
+    pairs = [(STUDENT, name) for name in before] + [(name, STUDENT) for name in quantised]
     rows = compare_models(results, teacher=TEACHER, pairs=pairs, seed=recipe.seed)
     distil = context.run.need("distil")
     for name in (STUDENT, *recipe.baselines):
@@ -101,13 +104,18 @@ def model_specs(context: StageContext) -> list[ModelSpec]:
     recipe, distil = context.recipe, context.run.need("distil")
     trust = recipe.student.trust_remote_code
     specs = [_teacher(context)]
-    for name in (*recipe.baselines, STUDENT):
-        folder = _made(_folder(distil, name) / STUDENT if name == STUDENT else _folder(distil, name))
-        specs.append(ModelSpec(name, "local", folder, trust_remote_code=trust))
+    folders: dict[str, Path] = {name: _folder(distil, name) for name in recipe.baselines}
+    if recipe.align:
+        folders[DISTILLED] = distil / STUDENT
+    folders[STUDENT] = context.run.student
+    for name, folder in folders.items():  # the student last, beside its files
+        specs.append(ModelSpec(name, "local", _made(folder), trust_remote_code=trust))
     for kind in recipe.quantise:
         name = f"{STUDENT}-{kind}"
         path = _made(context.run.need("quantise") / f"{name}.gguf")
-        specs.append(ModelSpec(name, "gguf", path, tokenizer=str(distil / STUDENT), trust_remote_code=trust))
+        specs.append(
+            ModelSpec(name, "gguf", path, tokenizer=str(context.run.student), trust_remote_code=trust)
+        )
     return specs
 
 

@@ -24,7 +24,7 @@ def run(context: StageContext) -> dict[str, Any]:
     Raises:
         ParityError: an unquantised file's log-probabilities, tokens or template differ from the student's.
     """
-    student = context.run.need("distil") / "student"
+    student = context.run.student
     texts = _texts(context)
     kinds = ["F16", *(kind for kind in context.recipe.quantise if kind != "F16")]
     record = context.folder / "files.json"

@@ -3,6 +3,7 @@
 Every field has a description; `docs/recipe.md` and the JSON Schema are generated from them.
 """
 
+from stillroom.contracts.recipe.align import Align
 from stillroom.contracts.recipe.distil import Baseline, Curriculum, Distil, Loss, Match, Past, Rounds
 from stillroom.contracts.recipe.evaluate import Evaluate, Task
 from stillroom.contracts.recipe.export import Export, Kind
@@ -14,6 +15,7 @@ from stillroom.contracts.recipe.teach import Signal, Teach
 from stillroom.contracts.recipe.whole import Link, Recipe
 
 __all__ = [
+    "Align",
     "Baseline",
     "Curriculum",
     "Distil",

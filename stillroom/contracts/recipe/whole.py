@@ -6,6 +6,7 @@ import re
 
 from pydantic import Field, field_validator, model_validator
 
+from stillroom.contracts.recipe.align import Align
 from stillroom.contracts.recipe.distil import Baseline, Distil
 from stillroom.contracts.recipe.evaluate import Evaluate
 from stillroom.contracts.recipe.export import Export, Kind
@@ -57,6 +58,9 @@ class Recipe(Section):
     teach: Teach = Field(default_factory=Teach, description="How the teacher is asked.")
     filter: Filter = Field(default_factory=Filter, description="Which answers become lessons.")
     distil: Distil = Field(default_factory=Distil, description="How the student trains.")
+    align: Align | None = Field(
+        None, description="Right answers over wrong ones, after distillation. Empty: left out."
+    )
     chain: list[Link] = Field(
         [],
         description="Students between the teacher and the last one: each is trained and measured in a run of its own, and "

@@ -21,13 +21,13 @@ from stillroom.contracts.child import run_child
 from stillroom.contracts.files import read_json, read_lines, write_json, write_lines
 from stillroom.contracts.records import Lesson, content_key, from_line
 from stillroom.lessons.filter.verification import final_answer
-from stillroom.stages.distil.roles import written_rows
+from stillroom.models.writing import written_rows
 from stillroom.stages.distil.stage import Apprentice, DistilStage
 from stillroom.training.batches import MemoryRows, RowSource
 from stillroom.training.bookrows import BookRows
 from stillroom.training.rounds import Calendar, JoinedRows, OwnWriting
 
-_ROLES = "stillroom.stages.distil.roles"
+_WRITE, _SCORE = "stillroom.models.writing:write", "stillroom.stages.distil.scoring:score"
 _HELD_OUT = 200
 """Most lessons of the tune split that a round's student is scored on."""
 
@@ -176,7 +176,7 @@ class _Rounds:
             "batch_size": recipe.teach.batch_size,
             "trust_remote_code": recipe.student.trust_remote_code,
         }
-        self._in_child("write", job, f"{self._named(number)}: the student writes", size)
+        self._in_child(_WRITE, job, f"{self._named(number)}: the student writes", size)
 
     def _hear(self, home: Path, number: int) -> None:
         """What the teacher thinks of a round's answers, into the book of all rounds."""
@@ -187,7 +187,7 @@ class _Rounds:
         job = {"recipe": recipe, "base": str(self.stage.context.run.base.resolve())}
         job |= {"written": str(written), "book": str(self.folder / "signals")}
         size = sum(1 for _ in read_lines(written))
-        self._in_child("score", job, f"{self._named(number)}: the teacher scores", size)
+        self._in_child(_SCORE, job, f"{self._named(number)}: the teacher scores", size)
         done.touch()
 
     def _named(self, number: int) -> str:
@@ -249,10 +249,10 @@ class _Rounds:
                 seen.add(key)
                 yield key, lesson
 
-    def _in_child(self, role: str, job: dict[str, Any], what: str, size: int) -> None:
+    def _in_child(self, work: str, job: dict[str, Any], what: str, size: int) -> None:
         with self.stage.context.progress.meter(what, size, "answers") as meter:
             run_child(
-                f"{_ROLES}:{role}",
+                work,
                 json.dumps(job),
                 label=what,
                 advance=meter.advance,

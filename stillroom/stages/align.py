@@ -1,0 +1,187 @@
+"""The distilled student learns to prefer right answers to wrong ones; a recipe without `align` has no such stage."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from stillroom.contracts.child import run_child
+from stillroom.contracts.conversations import with_system
+from stillroom.contracts.errors import DataError
+from stillroom.contracts.files import read_lines, storage, write_lines
+from stillroom.contracts.records import Lesson, Message, content_key, from_line
+from stillroom.lessons.filter.verification import final_answer
+from stillroom.models.rendering import Renderer
+from stillroom.stages.context import StageContext
+from stillroom.training.adapters import add_lora, merged
+from stillroom.training.aligning import align
+from stillroom.training.students import save_student
+
+_HELD_OUT = 200
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write align/pairs.jsonl, align/student and align/metrics.jsonl.
+
+    Raises:
+        DataError: there are no pairs, or a line of the file is not one.
+        MissingExtra: TRL is not installed.
+    """
+    recipe, folder = context.recipe, context.folder
+    settings = recipe.align
+    assert settings is not None, "the pipeline leaves this stage out"
+    source = context.run.need("distil") / "student"
+    renderer = Renderer.load(source, trust_remote_code=recipe.student.trust_remote_code)
+    found = list(_pairs(context, renderer))
+    fitting = [pair for pair in found if _length(pair, renderer) <= settings.max_length]
+    write_lines(folder / "pairs.jsonl", fitting)
+    train = [_columns(pair) for pair in fitting if pair["split"] == "train"]
+    held_out = [_columns(pair) for pair in fitting if pair["split"] != "train"][:_HELD_OUT]
+    if not train:
+        raise DataError(
+            "there are no pairs to align on",
+            got=f"align.pairs: {settings.pairs}, {len(found)} pairs, {len(found) - len(fitting)} too long",
+            expected="right and wrong answers to the same questions",
+            do="raise teach.samples until some are wrong, set align.pairs to teacher or a file, or leave align out",
+        )
+    trust = {"trust_remote_code": recipe.student.trust_remote_code}
+    student = _plain(source, trust)
+    if settings.lora:
+        student = add_lora(student, settings.lora, recipe.seed)
+    counts = align(
+        student,
+        renderer.tokenizer,
+        train,
+        held_out,
+        settings=settings,
+        seed=recipe.seed,
+        checkpoints=folder / "checkpoints",
+        metrics=folder / "metrics.jsonl",
+        progress=context.progress,
+    )
+    with storage(folder):
+        scratch = folder / ".student.partial"
+        shutil.rmtree(scratch, ignore_errors=True)
+        whole = merged(student, lambda: _plain(source, trust))
+        save_student(whole, renderer.tokenizer, scratch, AutoConfig.from_pretrained(source, **trust).dtype)
+        shutil.rmtree(folder / "student", ignore_errors=True)
+        scratch.rename(folder / "student")
+        shutil.rmtree(folder / "checkpoints")
+    del student
+    gc.collect()
+    lengths = {
+        f"tokens of a {side} answer": round(
+            mean(len(renderer.tokenizer(_text(pair[side]))["input_ids"]) for pair in fitting), 1
+        )
+        for side in ("chosen", "rejected")
+    }
+    return counts | lengths | {"too long": len(found) - len(fitting)}
+
+
+def _plain(folder: Path, trust: dict[str, bool]) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True, **trust)
+
+
+def _pairs(context: StageContext, renderer: Renderer) -> Iterator[dict[str, Any]]:
+    """Every pair: prompt, chosen and rejected as lists of messages, split, perhaps tools."""
+    settings = context.recipe.align
+    assert settings is not None
+    if settings.pairs == "verified":
+        path = context.run.need("filter") / "preferences.jsonl"
+        lines: Iterable[dict[str, Any]] = read_lines(path) if path.is_file() else ()
+        yield from (line | {"split": line.get("split", "train")} for line in lines)
+    elif settings.pairs == "teacher":
+        yield from _against_the_student(context)
+    else:
+        path = context.run.locate(settings.pairs)
+        for number, line in enumerate(read_lines(path), 1):
+            yield _of_file(line, f"{path}, line {number}", context.recipe.teach.system)
+
+
+def _of_file(line: dict[str, Any], where: str, system: str | None) -> dict[str, Any]:
+    sides = {}
+    for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
+        value = line.get(name)
+        turns = [{"role": role, "content": value}] if isinstance(value, str) else value
+        if not turns or not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            raise DataError(
+                f"{where} is no pair",
+                got=f"{name}: {str(value)[:60]}",
+                expected="prompt, chosen and rejected, each a text or a list of messages",
+            )
+        sides[name] = turns
+    # One in twenty, by content, tells how many pairs are won that were not trained on.
+    held_out = int(content_key(sides["prompt"])[:8], 16) % 20 == 0
+    return sides | {
+        "prompt": with_system(sides["prompt"], system),
+        "split": line.get("split") or ("tune" if held_out else "train"),
+    }
+
+
+def _against_the_student(context: StageContext) -> Iterator[dict[str, Any]]:
+    """A lesson's answer over the student's own, where that comes to something else."""
+    recipe, folder = context.recipe, context.folder
+    asked, out = folder / "questions.jsonl", folder / "answers.jsonl"
+    lessons: dict[str, Lesson] = {}
+    for line in read_lines(context.run.need("filter") / "lessons.jsonl"):
+        lesson = from_line(Lesson, line)
+        before = lesson.messages[:-1]
+        if lesson.complete and before and before[-1]["role"] == "user":
+            lessons.setdefault(content_key(before, lesson.tools), lesson)
+    if not out.is_file():
+        write_lines(
+            asked,
+            (
+                {"key": key, "messages": lesson.messages[:-1]}
+                | ({"tools": lesson.tools} if lesson.tools else {})
+                for key, lesson in lessons.items()
+            ),
+        )
+        paper = {"questions": str(asked), "out": str(out), "temperature": 1.0, "seed": recipe.seed}
+        job = {
+            "model": str(context.run.need("distil") / "student"),
+            "papers": [paper],
+            "max_new_tokens": recipe.teach.max_new_tokens,
+            "batch_size": recipe.teach.batch_size,
+            "trust_remote_code": recipe.student.trust_remote_code,
+        }
+        what = "the student answers"
+        with context.progress.meter(what, len(lessons), "answers") as meter:
+            run_child(
+                "stillroom.models.writing:write",
+                json.dumps(job),
+                label=what,
+                advance=meter.advance,
+                relief="lower teach.batch_size",
+            )
+    for line in read_lines(out):
+        lesson, rule = lessons[line["key"]], recipe.filter
+        right = str(lesson.messages[-1].get("content") or "")
+        if line["finish"] == "stop" and final_answer(rule, line["text"]) != final_answer(rule, right):
+            yield {
+                "prompt": lesson.messages[:-1],
+                "chosen": lesson.messages[-1:],
+                "rejected": [{"role": "assistant", "content": line["text"]}],
+                "split": lesson.split,
+                **({"tools": json.dumps(lesson.tools)} if lesson.tools else {}),
+            }
+
+
+def _columns(pair: dict[str, Any]) -> dict[str, Any]:
+    """What TRL reads of a pair."""
+    return {name: pair[name] for name in ("prompt", "chosen", "rejected", "tools") if pair.get(name)}
+
+
+def _length(pair: dict[str, Any], renderer: Renderer) -> int:
+    return max(len(renderer.lesson([*pair["prompt"], *pair[side]]).ids) for side in ("chosen", "rejected"))
+
+
+def _text(turns: list[Message]) -> str:
+    return str(turns[-1].get("content") or "")
