@@ -1,4 +1,4 @@
-"""Preferences into a distilled student: pairs from each source, the reference that it is held to, resume, what is reported."""
+"""Preferences into a distilled student: pairs from each source, the reference that it is held to, what is reported."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ from test_rounds import settings_of
 from tiny_llama import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stillroom.contracts.errors import DataError, RecipeError, UserError
+from stillroom.contracts.errors import DataError, RecipeError
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Align
@@ -182,10 +182,9 @@ def test_the_lesson_is_preferred_to_what_the_student_says_instead(
     lines = [json.loads(line) for line in (run.path / "align/pairs.jsonl").read_text().splitlines()]
     assert len(lines) == 15
     assert all(line["rejected"][0]["content"] == "nothing" for line in lines)
-    assert all(
-        line["chosen"][0]["content"].endswith(str(2 * int(line["chosen"][0]["content"].split()[0])))
-        for line in lines
-    )
+    for line in lines:
+        right = line["chosen"][0]["content"].split()
+        assert int(right[-1]) == 2 * int(right[0])
 
 
 def test_a_file_without_pairs_and_a_run_without_wrong_samples_say_so(teacher: Path, tmp_path: Path) -> None:
@@ -198,8 +197,6 @@ def test_a_file_without_pairs_and_a_run_without_wrong_samples_say_so(teacher: Pa
         build_recipe(recipe(teacher, align={"beta": 0}), "test")
 
 
-def test_a_loss_that_trl_does_not_know_is_refused(teacher: Path, tmp_path: Path) -> None:
-    pairs = [{"prompt": f"{n}", "chosen": "b", "rejected": "c"} for n in range(40)]
-    settings = recipe(teacher, align={"pairs": "pairs.jsonl", "loss": "sigmoidal", **QUICK})
-    with pytest.raises(UserError, match="sigmoidal"):
-        aligned(tmp_path / "loss", settings, pairs)
+def test_a_loss_that_trl_does_not_know_is_refused(teacher: Path) -> None:
+    with pytest.raises(RecipeError, match="align.loss"):
+        build_recipe(recipe(teacher, align={"loss": "sigmoidal"}), "test")

@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import PrinterCallback
 
-from stillroom.contracts.errors import MissingExtra, UserError
+from stillroom.contracts.errors import MissingExtra
 from stillroom.contracts.files import storage
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe.align import Align
@@ -61,7 +61,6 @@ def align(
 
     Raises:
         MissingExtra: TRL or datasets is not installed.
-        UserError: TRL knows no such loss.
         StorageFault: the disk is full.
     """
     try:
@@ -78,37 +77,32 @@ def align(
         metrics.parent.mkdir(parents=True, exist_ok=True)
         found = last_whole_checkpoint(checkpoints)
         transformers.utils.logging.set_verbosity_error()
-        try:
-            arguments = DPOConfig(
-                output_dir=str(checkpoints),
-                max_steps=steps,
-                per_device_train_batch_size=micro,
-                per_device_eval_batch_size=micro,
-                gradient_accumulation_steps=-(-settings.batch_size // micro),
-                learning_rate=settings.learning_rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=round(0.1 * steps),
-                beta=settings.beta,
-                loss_type=[settings.loss],
-                max_length=None,  # too long ones were left out, whole
-                gradient_checkpointing=False,
-                bf16=bfloat16_is_quick(),
-                use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-                logging_steps=10,
-                save_strategy="steps",
-                save_steps=50,
-                save_total_limit=2,
-                eval_strategy="steps" if held_out else "no",
-                eval_steps=max(1, steps),
-                report_to="none",
-                seed=seed,
-                data_seed=seed,
-                disable_tqdm=True,
-            )
-        except ValueError as error:
-            raise UserError(
-                "TRL does not take these settings of align", got=str(error).partition("\n")[0][:300]
-            ) from None
+        arguments = DPOConfig(
+            output_dir=str(checkpoints),
+            max_steps=steps,
+            per_device_train_batch_size=micro,
+            per_device_eval_batch_size=micro,
+            gradient_accumulation_steps=-(-settings.batch_size // micro),
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=round(0.1 * steps),
+            beta=settings.beta,
+            loss_type=[settings.loss],
+            max_length=None,  # too long ones were left out, whole
+            gradient_checkpointing=False,
+            bf16=bfloat16_is_quick(),
+            use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+            logging_steps=10,
+            save_strategy="steps",
+            save_steps=50,
+            save_total_limit=2,
+            eval_strategy="steps" if held_out else "no",
+            eval_steps=max(1, steps),
+            report_to="none",
+            seed=seed,
+            data_seed=seed,
+            disable_tqdm=True,
+        )
         with progress.meter("aligning", steps, "steps", done=found[1] if found else 0) as meter:
             trainer = DPOTrainer(
                 student,

@@ -19,7 +19,9 @@ class Align(Section):
         "what its judge preferred (wants teach.samples above 1); `teacher`, a lesson's answer over what the student answers "
         "instead; or a JSONL file of {prompt, chosen, rejected}, each a list of messages or a text.",
     )
-    loss: str = Field("sigmoid", description="TRL's loss_type: sigmoid (DPO), ipo, hinge, robust, ...")
+    loss: Literal["sigmoid", "ipo", "hinge", "robust", "nca_pair", "sppo_hard", "apo_zero", "apo_down"] = (
+        Field("sigmoid", description="TRL's loss_type; `sigmoid` is DPO itself.")
+    )
     beta: float = Field(0.1, gt=0, description="How strongly the student is held to what it was.")
     learning_rate: float = Field(5e-6, gt=0, description="Peak learning rate (AdamW).")
     epochs: float = Field(1.0, gt=0, description="Passes over the pairs.")
