@@ -198,5 +198,5 @@ def test_a_file_without_pairs_and_a_run_without_wrong_samples_say_so(teacher: Pa
 
 
 def test_a_loss_that_trl_does_not_know_is_refused(teacher: Path) -> None:
-    with pytest.raises(RecipeError, match="align.loss"):
+    with pytest.raises(RecipeError, match=r"align\.loss"):
         build_recipe(recipe(teacher, align={"loss": "sigmoidal"}), "test")

@@ -115,8 +115,8 @@ class LocalModel:
             rows: rendered conversations, read a bounded window ahead.
 
         Yields:
-            For each row, in order, float32 [selected, vocab_size] on the model's device: the logits that predict its
-            masked tokens.
+            For each row, in order, [selected, vocab_size] on the model's device, in the dtype that it computes in: the
+            logits that predict its masked tokens. Who sums over them widens them, a few rows at a time.
         """
         yield from by_length(
             rows, self._score, batch_size=self.batch_size, width=self.vocab_size, numbers=_LOGITS
@@ -146,7 +146,7 @@ class LocalModel:
             use_cache=False,
             logits_to_keep=keep.to(device),
         ).logits
-        return list(logits.float().reshape(-1, self.vocab_size).split(counts))
+        return list(logits.reshape(-1, self.vocab_size).split(counts))
 
 
 def load_causal(

@@ -73,14 +73,16 @@ def capture(
     vocab = logits.shape[1]
     pick = _Draws(budget, vocab) if kind == "head+draws" else _TopK(budget, vocab)
     parts = []
+    room = None  # the probabilities of a block; a fresh one each time would be zeroed by the system each time
     for rows, seeds in _blocks(logits, keys):
         scaled = widened(rows) if temperature == 1 else widened(rows) / temperature
-        log_p = scaled.log_softmax(-1)
-        if not bool(log_p.amax(-1).isfinite().all()):
+        room = torch.empty_like(scaled) if room is None else room
+        p = torch.softmax(scaled, -1, out=room[: len(rows)])
+        if bool(p[:, 0].isnan().any()):  # it is so at once in a whole row
             raise ValueError(
                 "a row of logits is no distribution: NaN, plus infinity, or minus infinity throughout"
             )
-        parts.append(pick(log_p, seeds, temperature))
+        parts.append(pick(scaled, p, seeds, temperature))
     return parts[0] if len(parts) == 1 else Signals.cat(parts)
 
 
@@ -134,12 +136,13 @@ class _Draws:
         # draw a flat distribution, so that a confident token's small tail does not fill it.
         self.grain = 1 / (4 * self.allowed[0])
 
-    def __call__(self, log_p: Tensor, keys: Tensor, temperature: float) -> Signals:
-        vocab, device = log_p.shape[1], log_p.device
-        p = log_p.exp()
-        entropy = -torch.linalg.vecdot(p, log_p.clamp(min=-1e4))  # 0 * -inf is no number
+    def __call__(self, logits: Tensor, p: Tensor, keys: Tensor, temperature: float) -> Signals:
+        """Signals of rows whose softmax is p, which is used up."""
+        vocab, device = p.shape[1], p.device
         longest = len(self.allowed) - 1
-        top, top_ids = p.topk(min(longest + 1, vocab), sorted=True)
+        top, top_ids = _largest(p, min(longest + 1, vocab))
+        # log p = logits - logsumexp, and that follows from any token's two numbers.
+        entropy = logits.gather(1, top_ids[:, :1]).squeeze(1) - top[:, 0].log() - _expected(logits, p)
         heads, tail = self._heads(top.double(), vocab)
         tail_codes = torch.where(heads > 0, round_tail(tail, uniform(keys, 1)), 0)
 
@@ -187,10 +190,10 @@ class _TopK:
     def __init__(self, budget: int, vocab: int) -> None:
         self.k = entries_within(budget, vocab)
 
-    def __call__(self, log_p: Tensor, keys: Tensor, temperature: float) -> Signals:
-        top, ids = log_p.topk(self.k, sorted=True)
-        probs = top.double().exp()
-        if self.k == log_p.shape[1]:
+    def __call__(self, logits: Tensor, p: Tensor, keys: Tensor, temperature: float) -> Signals:
+        top, ids = _largest(p, self.k)
+        probs = top.double()
+        if self.k == p.shape[1]:
             probs /= probs.sum(-1, keepdim=True)  # no token is left to hold what fp32 rounded away
         return _bucketed(probs, ids, keys, temperature)
 
@@ -233,19 +236,50 @@ def _bucketed(probs: Tensor, ids: Tensor, keys: Tensor, temperature: float) -> S
     )
 
 
+def _largest(p: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their columns, `[tokens, k]`, in falling order.
+
+    They lie in the k runs whose own largest are largest, which leaves few to be sorted.
+    """
+    whole = p.shape[1] // _RUN * _RUN
+    if k * _RUN >= whole // 2:
+        return p.topk(k, sorted=True)
+    runs = p[:, :whole].unflatten(1, (-1, _RUN)).amax(-1).topk(k, sorted=False).indices
+    columns = (runs[..., None] * _RUN + torch.arange(_RUN, device=p.device)).flatten(1)
+    behind = torch.arange(whole, p.shape[1], device=p.device).expand(p.shape[0], -1)
+    columns = torch.cat([columns, behind], 1)
+    top, places = p.gather(1, columns).topk(k, sorted=True)
+    return top, columns.gather(1, places)
+
+
+def _expected(logits: Tensor, p: Tensor) -> Tensor:
+    """The mean logit `[tokens]`, tokens that cannot come left out."""
+    # A CPU has no dot product of rows that does not write all products first.
+    mean = torch.bmm(p[:, None], logits[..., None]).flatten() if p.is_cpu else torch.linalg.vecdot(p, logits)
+    lost = mean.isnan()  # 0 * -inf is no number
+    if bool(lost.any()):
+        mean[lost] = torch.linalg.vecdot(p[lost], logits[lost].masked_fill(p[lost] == 0, 0))
+    return mean
+
+
 def _systematic(p: Tensor, draws: Tensor, offset: Tensor, most: int) -> Tensor:
     """Draw from unnormalised p `[tokens, vocab]` at equal steps of mass: ids in rising order, `[tokens, most]`.
 
     The first `draws` columns of a row hold; each token comes p / step times on average, rounded up or down.
     Mass is summed over runs of columns first, so that only a few runs are walked through, in float64.
     """
-    runs = torch.nn.functional.pad(p, (0, -p.shape[1] % _RUN)).unflatten(1, (-1, _RUN))
-    ends = runs.sum(-1).double().cumsum(-1)
+    whole = p.shape[1] // _RUN * _RUN
+    sums = p[:, :whole].unflatten(1, (-1, _RUN)).sum(-1)
+    if whole < p.shape[1]:
+        sums = torch.cat([sums, p[:, whole:].sum(-1, keepdim=True)], 1)
+    ends = sums.double().cumsum(-1)
     at = (torch.arange(most, device=p.device) + offset[:, None]) / draws.clamp(min=1)[:, None]
     # Below one, or rounding could step past the last token that has mass; here and within the run.
     at = at.clamp(max=_BELOW_ONE) * ends[:, -1:]
-    run = torch.searchsorted(ends, at, right=True).clamp(max=runs.shape[1] - 1)
-    inside = runs[torch.arange(len(p), device=p.device)[:, None], run].double().cumsum(-1)
+    run = torch.searchsorted(ends, at, right=True).clamp(max=sums.shape[1] - 1)
+    columns = run[..., None] * _RUN + torch.arange(_RUN, device=p.device)
+    held = p.gather(1, columns.clamp(max=p.shape[1] - 1).flatten(1)).view(columns.shape)
+    inside = held.masked_fill(columns >= p.shape[1], 0).double().cumsum(-1)
     rest = at - torch.nn.functional.pad(ends, (1, 0)).gather(1, run)
     rest = torch.minimum(rest, inside[..., -1] * _BELOW_ONE).clamp(min=0)
     place = torch.searchsorted(inside, rest[..., None], right=True).squeeze(-1)

@@ -49,7 +49,7 @@ def differences(reference: Scorer, answers: Sequence[Answer]) -> list[float | No
         taken = torch.tensor([token for token, selected in zip(row.ids, row.mask, strict=True) if selected])
         if not len(taken):
             continue
-        own = float(logits.log_softmax(-1).gather(1, taken.to(logits.device)[:, None]).double().sum())
+        own = float(logits.float().log_softmax(-1).gather(1, taken.to(logits.device)[:, None]).double().sum())
         length = len(str(answers[number].messages[-1].get("content") or ""))
         found[number] = ((answers[number].logprob or 0.0) - own) / max(length, 1)
     return found

@@ -37,7 +37,7 @@ class Scorer(Protocol):
     """A model that tells its logits over given texts."""
 
     def logits(self, rows: Iterable[Rendered]) -> Iterator[Tensor]:
-        """For each row in order, float32 [selected, vocab]."""
+        """For each row in order, [selected, vocab], of any floating dtype."""
         ...
 
 
