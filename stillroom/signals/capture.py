@@ -34,7 +34,7 @@ from stillroom.signals.counter import mix, uniform
 
 KINDS = ("head+draws", "top-k")
 # Elements of logits worked on at a time: on CPUs few enough that freed buffers are reused, not returned.
-_BLOCK_CPU, _BLOCK = 1 << 20, 1 << 24
+_BLOCK_CPU, _BLOCK = 1 << 21, 1 << 24
 # Columns whose mass is summed together before a draw looks inside.
 _RUN = 64
 _BELOW_ONE = 1 - 2.0**-50
@@ -73,11 +73,12 @@ def capture(
     vocab = logits.shape[1]
     pick = _Draws(budget, vocab) if kind == "head+draws" else _TopK(budget, vocab)
     parts = []
-    room = None  # the probabilities of a block; a fresh one each time would be zeroed by the system each time
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    room: list[Tensor] = []  # for a block; fresh memory each time would be zeroed by the system each time
     for rows, seeds in _blocks(logits, keys):
-        scaled = widened(rows) if temperature == 1 else widened(rows) / temperature
-        room = torch.empty_like(scaled) if room is None else room
-        p = torch.softmax(scaled, -1, out=room[: len(rows)])
+        room = room or [torch.empty_like(rows, dtype=wide) for _ in range(2)]
+        scaled, p = (part[: len(rows)] for part in room)
+        torch.softmax(scaled.copy_(rows).div_(temperature), -1, out=p)
         if bool(p[:, 0].isnan().any()):  # it is so at once in a whole row
             raise ValueError(
                 "a row of logits is no distribution: NaN, plus infinity, or minus infinity throughout"
