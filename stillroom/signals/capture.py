@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stillroom.contracts.errors import BookError
-from stillroom.losses.divergences import check_temperature, widened
+from stillroom.losses.divergences import check_temperature
 from stillroom.signals.codes import (
     COUNT_LIMIT,
     TAIL_LEVELS,
