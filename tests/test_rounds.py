@@ -26,6 +26,7 @@ from stillroom.contracts.runfolder import Run
 from stillroom.models.local import LocalModel
 from stillroom.models.writing import written_rows
 from stillroom.pipeline import run_pipeline
+from stillroom.planning.plan import Asked, plan_lines
 from stillroom.signals import Book, capture, token_keys
 from stillroom.stages.distil import rounds
 from stillroom.training.batches import MemoryRows, StepPlan
@@ -291,6 +292,12 @@ def test_without_a_better_score_training_ends_and_the_best_student_is_kept(
 def test_what_does_not_go_together_is_refused(teacher: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         build_recipe(settings_of(teacher, **changes), "test")
+
+
+def test_the_plan_tells_of_the_rounds(teacher: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", build_recipe(settings_of(teacher), "test"), tmp_path)
+    lines = list(plan_lines(run, Asked(600, None, [])))
+    assert "rounds         2 of up to 6 answers by the student, each scored by the teacher" in lines
 
 
 # Processes of their own.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stillroom.contracts.recipe import Prune
+from stillroom.contracts.recipe import Prune, Recipe
 from stillroom.contracts.runfolder import Run
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
@@ -61,8 +61,7 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
         if teacher and student.parameters < 0.1 * teacher.parameters:
             yield "  warning: under 10 % of the teacher's parameters the loss by compression becomes severe"
         need = student.training_bytes(recipe.distil.micro_batch_size, 2 * _ANSWER_TOKENS)
-        if teacher and recipe.distil.teacher == "live":
-            need += int(teacher.parameters * _BYTES.get(recipe.teacher.dtype, 4))
+        need += _beside(recipe, teacher, student)
         yield f"training       about {size(need)} at {recipe.distil.micro_batch_size} lessons of 200 tokens at once"
         if need > memory_bytes():
             yield f"  warning: this machine has {size(memory_bytes())}; lower distil.micro_batch_size"
@@ -73,8 +72,23 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
         yield f"  warning: {answers} lessons: under 500 a student memorises examples rather than learns the task"
     steps = recipe.distil.steps or round(recipe.distil.epochs * answers / recipe.distil.batch_size)
     yield f"steps          {steps:,} of {recipe.distil.batch_size} lessons; as many for each of {_listed(recipe.baselines)}"
+    if rounds := recipe.distil.rounds:
+        spared = "" if recipe.distil.teacher != "book" else ", each scored by the teacher"
+        yield f"rounds         {rounds.count} of up to {rounds.questions} answers by the student{spared}"
     yield f"files          {_listed(['F16', *recipe.quantise])}"
     yield f"this machine   {cores()} cores, {size(memory_bytes())} of memory, {size(shutil.disk_usage('.').free)} of disk"
+
+
+def _beside(recipe: Recipe, teacher: Shape | None, student: Shape) -> int:
+    """Bytes of whoever is in memory beside the student while it trains."""
+    kind = recipe.distil.teacher
+    if kind == "self":
+        return 4 * student.parameters
+    if teacher is None or kind == "book":
+        return 0
+    if kind == "online":
+        return teacher.training_bytes(recipe.distil.micro_batch_size, 2 * _ANSWER_TOKENS)
+    return int(teacher.parameters * _BYTES.get(recipe.teacher.dtype, 4))
 
 
 def _capture_lines(run: Run, asked: Asked, teacher: Shape | None, student: Shape | None) -> Iterator[str]:
