@@ -164,8 +164,8 @@ def test_with_adapters_the_base_is_the_reference_and_stays(teacher: Path, tmp_pa
 def test_the_lesson_is_preferred_to_what_the_student_says_instead(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answers(work: str, job: str, **_: Any) -> None:
-        paper = json.loads(job)["papers"][0]
+    def answers(model: Path, papers: list[dict[str, Any]], recipe: Any, **_: Any) -> None:
+        paper = papers[0]
         asked = [json.loads(line) for line in Path(paper["questions"]).read_text().splitlines()]
         lines = [
             {
@@ -177,7 +177,7 @@ def test_the_lesson_is_preferred_to_what_the_student_says_instead(
         ]
         Path(paper["out"]).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    monkeypatch.setattr(stage, "run_child", answers)
+    monkeypatch.setattr(stage, "write_apart", answers)
     run = aligned(tmp_path / "teacher", recipe(teacher, align={"pairs": "teacher", **QUICK}), [])
     lines = [json.loads(line) for line in (run.path / "align/pairs.jsonl").read_text().splitlines()]
     assert len(lines) == 15

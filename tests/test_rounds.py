@@ -23,6 +23,7 @@ from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Rounds
 from stillroom.contracts.runfolder import Run
+from stillroom.models import writing
 from stillroom.models.local import LocalModel
 from stillroom.models.writing import written_rows
 from stillroom.pipeline import run_pipeline
@@ -97,6 +98,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return getattr(importlib.import_module(module), name)(job, advance)
 
     monkeypatch.setattr(rounds, "run_child", call)
+    monkeypatch.setattr(writing, "run_child", call)
 
 
 # The plan of steps.
@@ -298,6 +300,15 @@ def test_the_plan_tells_of_the_rounds(teacher: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run", build_recipe(settings_of(teacher), "test"), tmp_path)
     lines = list(plan_lines(run, Asked(600, None, [])))
     assert "rounds         2 of up to 6 answers by the student, each scored by the teacher" in lines
+
+
+def test_rounds_leave_the_baselines_as_they_are(teacher: Path, tmp_path: Path) -> None:
+    settings = settings_of(teacher, distil__rounds=None) | {"baselines": ["answers-only"]}
+    run = trained(tmp_path / "job", settings)
+    before = (run.path / "distil/baselines/answers-only/model.safetensors").stat().st_mtime_ns
+    changed = settings | {"distil": settings["distil"] | {"past": {"decay": 0.5}, "teacher": "live"}}
+    run_pipeline(Run(run.path, build_recipe(changed, "test"), run.base), Progress(), until="distil")
+    assert (run.path / "distil/baselines/answers-only/model.safetensors").stat().st_mtime_ns == before
 
 
 # Processes of their own.

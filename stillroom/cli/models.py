@@ -71,7 +71,10 @@ def export(
     from stillroom.contracts.runfolder import Run
     from stillroom.gguf import check_parity, export
 
-    source = Run.open(path).student if Run.is_run(path) else path
+    source = path
+    if Run.is_run(path):
+        run = Run.open(path)
+        source = run.need(run.student.parent.name) / "student"
     target = out or Path(f"{path.resolve().name}-{kind}.gguf")
     made = export(source, target, kind)
     try:

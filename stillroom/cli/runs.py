@@ -40,11 +40,12 @@ def _run_of(path: Path, sets: list[str] | None, runs: Path) -> Run:
 def plan(recipe: RecipePath, sets: Sets = None, runs: Runs = Path("runs")) -> None:
     """Say what a run would do and what it needs, without doing it: stages, parameters, memory, disk."""
     from stillroom.lessons.expand.forecast import forecast, forecast_lines
-    from stillroom.pipeline import parts, waits_for
+    from stillroom.pipeline import parts, waiting
     from stillroom.planning.plan import Asked, plan_lines
 
-    for run in parts(_run_of(recipe, sets, runs)):
-        if waits_for(run):
+    found_runs = parts(_run_of(recipe, sets, runs))
+    for run, waits in zip(found_runs, waiting(found_runs), strict=True):
+        if waits:
             print(f"run            {run.path}: known once {run.recipe.teacher.model} is there")
             continue
         found = forecast(run)
@@ -112,12 +113,12 @@ def status(path: RunPath) -> None:
 
 def _shown(runs: list[Run]) -> Iterator[Run]:
     """The runs of a chain whose teachers are there, each under its name; a run without a chain alone."""
-    from stillroom.pipeline import waits_for
+    from stillroom.pipeline import waiting
 
-    for run in runs:
+    for run, waits in zip(runs, waiting(runs), strict=True):
         if len(runs) > 1:
             print(f"{run.path}: taught by {run.recipe.teacher.model}")
-        if waits_for(run):
+        if waits:
             print(f"{'':<10} waits for it")
         else:
             yield run

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom.contracts.child import Advance
+from stillroom.contracts.child import Advance, run_child
 from stillroom.contracts.files import read_lines, write_lines
+from stillroom.contracts.recipe import Recipe
 from stillroom.contracts.records import Request, Sampling
 from stillroom.models.chat_completions import ChatRequest
 from stillroom.models.local import LocalModel
 from stillroom.models.rendering import Rendered
+
+
+def write_apart(
+    model: Path, papers: Sequence[dict[str, Any]], recipe: Recipe, *, label: str, advance: Advance
+) -> None:
+    """Have the student in a folder answer files of questions in a process of its own; what it took is free again then.
+
+    Args:
+        model: the folder.
+        papers: as in the job of `write`.
+        recipe: how long answers may be, and how many are written at once.
+        label: what is being done, for messages.
+        advance: told each answer.
+    """
+    job = {
+        "model": str(model),
+        "papers": list(papers),
+        "max_new_tokens": recipe.teach.max_new_tokens,
+        "batch_size": recipe.teach.batch_size,
+        "trust_remote_code": recipe.student.trust_remote_code,
+    }
+    relief = "lower teach.batch_size"
+    run_child(f"{__name__}:write", json.dumps(job), label=label, advance=advance, relief=relief)
 
 
 def write(job: str, advance: Advance) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The way through the house: which stages there are, and running them."""
 
-from stillroom.pipeline.chain import parts, waits_for
+from stillroom.pipeline.chain import parts, waiting
 from stillroom.pipeline.order import STAGES, Stage
 from stillroom.pipeline.running import Outlook, check, outlook, run_pipeline
 
-__all__ = ["STAGES", "Outlook", "Stage", "check", "outlook", "parts", "run_pipeline", "waits_for"]
+__all__ = ["STAGES", "Outlook", "Stage", "check", "outlook", "parts", "run_pipeline", "waiting"]

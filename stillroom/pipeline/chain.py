@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Sequence
 
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.recipe import Recipe, Teacher
@@ -28,13 +28,9 @@ def parts(run: Run) -> list[Run]:
     return [*found, Run(run.path, _checked(last) if found else last, run.base)]
 
 
-def waits_for(run: Run) -> Path | None:
-    """The student of an earlier link that a part of a chain still waits for, if it does."""
-    model = run.locate(run.recipe.teacher.model)
-    own = model.name == "student" and model.parent.name in ("distil", "align")
-    if own and not (model / "config.json").is_file():
-        return model
-    return None
+def waiting(runs: Sequence[Run]) -> list[bool]:
+    """Which of the parts wait for the student of the link before them, which is not there yet."""
+    return [False, *(not (link.student / "config.json").is_file() for link in runs[:-1])]
 
 
 def _taught_by(run: Run) -> Teacher:

@@ -12,13 +12,14 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stillroom.contracts.child import run_child
 from stillroom.contracts.conversations import with_system
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_lines, storage, write_lines
-from stillroom.contracts.records import Lesson, Message, content_key, from_line
+from stillroom.contracts.records import Message, content_key
 from stillroom.lessons.filter.verification import final_answer
+from stillroom.lessons.questions import answered_questions, question_line
 from stillroom.models.rendering import Renderer
+from stillroom.models.writing import write_apart
 from stillroom.stages.context import StageContext
 from stillroom.training.adapters import add_lora, merged
 from stillroom.training.aligning import align
@@ -39,7 +40,7 @@ def run(context: StageContext) -> dict[str, Any]:
     assert settings is not None, "the pipeline leaves this stage out"
     source = context.run.need("distil") / "student"
     renderer = Renderer.load(source, trust_remote_code=recipe.student.trust_remote_code)
-    found = list(_pairs(context, renderer))
+    found = list(_pairs(context))
     fitting = [pair for pair in found if _length(pair, renderer) <= settings.max_length]
     write_lines(folder / "pairs.jsonl", fitting)
     train = [_columns(pair) for pair in fitting if pair["split"] == "train"]
@@ -89,7 +90,7 @@ def _plain(folder: Path, trust: dict[str, bool]) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True, **trust)
 
 
-def _pairs(context: StageContext, renderer: Renderer) -> Iterator[dict[str, Any]]:
+def _pairs(context: StageContext) -> Iterator[dict[str, Any]]:
     """Every pair: prompt, chosen and rejected as lists of messages, split, perhaps tools."""
     settings = context.recipe.align
     assert settings is not None
@@ -129,38 +130,17 @@ def _against_the_student(context: StageContext) -> Iterator[dict[str, Any]]:
     """A lesson's answer over the student's own, where that comes to something else."""
     recipe, folder = context.recipe, context.folder
     asked, out = folder / "questions.jsonl", folder / "answers.jsonl"
-    lessons: dict[str, Lesson] = {}
-    for line in read_lines(context.run.need("filter") / "lessons.jsonl"):
-        lesson = from_line(Lesson, line)
-        before = lesson.messages[:-1]
-        if lesson.complete and before and before[-1]["role"] == "user":
-            lessons.setdefault(content_key(before, lesson.tools), lesson)
+    lessons = {
+        key: lesson
+        for key, lesson in answered_questions(context.run.need("filter") / "lessons.jsonl")
+        if lesson.complete
+    }
     if not out.is_file():
-        write_lines(
-            asked,
-            (
-                {"key": key, "messages": lesson.messages[:-1]}
-                | ({"tools": lesson.tools} if lesson.tools else {})
-                for key, lesson in lessons.items()
-            ),
-        )
+        write_lines(asked, (question_line(key, lesson) for key, lesson in lessons.items()))
         paper = {"questions": str(asked), "out": str(out), "temperature": 1.0, "seed": recipe.seed}
-        job = {
-            "model": str(context.run.need("distil") / "student"),
-            "papers": [paper],
-            "max_new_tokens": recipe.teach.max_new_tokens,
-            "batch_size": recipe.teach.batch_size,
-            "trust_remote_code": recipe.student.trust_remote_code,
-        }
-        what = "the student answers"
+        model, what = context.run.need("distil") / "student", "the student answers"
         with context.progress.meter(what, len(lessons), "answers") as meter:
-            run_child(
-                "stillroom.models.writing:write",
-                json.dumps(job),
-                label=what,
-                advance=meter.advance,
-                relief="lower teach.batch_size",
-            )
+            write_apart(model, [paper], recipe, label=what, advance=meter.advance)
     for line in read_lines(out):
         lesson, rule = lessons[line["key"]], recipe.filter
         right = str(lesson.messages[-1].get("content") or "")

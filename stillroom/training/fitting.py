@@ -149,7 +149,7 @@ def fit(
                 ) from None
             finally:
                 trainer.release()
-    return {"steps": last, "lessons seen": last * settings.batch_size, **_last(metrics)}
+    return {"steps": last, "lessons seen": last * settings.batch_size, **last_figures(metrics)}
 
 
 def _trackers(names: Sequence[str], boards: Path | None) -> list[TrainerCallback]:
@@ -234,7 +234,7 @@ def _arguments(
     )
 
 
-def _last(metrics: Path) -> dict[str, float]:
+def last_figures(metrics: Path) -> dict[str, float]:
     """The last figure of each kind in a metrics file."""
     found: dict[str, float] = {}
     for text in metrics.read_text().splitlines():

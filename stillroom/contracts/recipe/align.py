@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stillroom.contracts.recipe.models import Lora
 from stillroom.contracts.recipe.section import Section
@@ -32,3 +32,11 @@ class Align(Section):
         None,
         description="Train adapters; the student without them is the reference then. Empty: all weights, beside a copy.",
     )
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Align:
+        if self.batch_size % min(self.micro_batch_size, self.batch_size):
+            raise ValueError(
+                f"batch_size ({self.batch_size}) is no multiple of micro_batch_size ({self.micro_batch_size})"
+            )
+        return self

@@ -6,6 +6,7 @@ does not train the student anew.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -43,6 +44,8 @@ def run(context: StageContext) -> dict[str, Any]:
     student = Apprentice(
         "student", folder / "student", folder / "metrics.jsonl", stage.objective, lambda: train
     )
+    if not recipe.distil.rounds:  # those of an earlier recipe
+        shutil.rmtree(folder / "rounds", ignore_errors=True)
     way = partial(in_rounds, stage) if recipe.distil.rounds else None
     counts |= {"models": {"student": stage.train(student, way)}}
     for name in recipe.baselines:

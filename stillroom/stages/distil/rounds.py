@@ -18,16 +18,19 @@ import numpy as np
 import torch
 
 from stillroom.contracts.child import run_child
+from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_json, read_lines, write_json, write_lines
-from stillroom.contracts.records import Lesson, content_key, from_line
+from stillroom.contracts.records import Lesson
 from stillroom.lessons.filter.verification import final_answer
-from stillroom.models.writing import written_rows
+from stillroom.lessons.questions import answered_questions, question_line
+from stillroom.models.writing import write_apart, written_rows
 from stillroom.stages.distil.stage import Apprentice, DistilStage
 from stillroom.training.batches import MemoryRows, RowSource
 from stillroom.training.bookrows import BookRows
+from stillroom.training.fitting import last_figures
 from stillroom.training.rounds import Calendar, JoinedRows, OwnWriting
 
-_WRITE, _SCORE = "stillroom.models.writing:write", "stillroom.stages.distil.scoring:score"
+_SCORE = "stillroom.stages.distil.scoring:score"
 _HELD_OUT = 200
 """Most lessons of the tune split that a round's student is scored on."""
 
@@ -59,6 +62,13 @@ class _Rounds:
             self.folder.mkdir(parents=True)
             write_json(self.log_file, [])
         self.log: list[dict[str, Any]] = read_json(self.log_file)
+        if next(self._asked("train"), None) is None:
+            raise DataError(
+                "there is nothing that the student could answer in rounds",
+                got="lessons without a question",
+                expected="some that answer a user's turn",
+                do="add questions to prompts, or leave distil.rounds out",
+            )
 
     def run(self) -> dict[str, Any]:
         """Train to the end and leave the student in its folder; returns its counts."""
@@ -66,13 +76,13 @@ class _Rounds:
             if self._gone_stale():
                 break
             self._round(number)
-        best = max(self.log, key=lambda line: (line["score"], line["round"]))
-        chosen = best if self.spec.patience else self.log[-1]
+        chosen = self._best() if self.spec.patience else self.log[-1]
         source = self.folder / ("best" if self.spec.patience else "student")
         self.stage.take(source, self.apprentice.folder)
         for name in ("best", "student"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        counts = self._counts() | {"rounds": self.log}
+        (self.folder / "student.round").unlink(missing_ok=True)
+        counts = last_figures(self.apprentice.metrics) | {"rounds": self.log}
         write_json(self.folder / "rounds.json", self.log)
         return counts | {"steps": chosen["step"]}
 
@@ -80,8 +90,11 @@ class _Rounds:
         """Whether as many rounds as there is patience for have brought no better score."""
         if not self.spec.patience or not self.log:
             return False
-        best = max(self.log, key=lambda line: (line["score"], line["round"]))
-        return self.log[-1]["round"] - best["round"] >= self.spec.patience
+        return self.log[-1]["round"] - self._best()["round"] >= self.spec.patience
+
+    def _best(self) -> dict[str, Any]:
+        """The line of the best student so far, of equals the last."""
+        return max(self.log, key=lambda line: (line["score"], line["round"]))
 
     def _round(self, number: int) -> None:
         """Train up to a round, and have the student write and the teacher score, unless this was the last."""
@@ -142,20 +155,13 @@ class _Rounds:
         shutil.copytree(self.folder / "student", scratch)
         scratch.rename(self.folder / "best")
 
-    def _counts(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for text in self.apprentice.metrics.read_text().splitlines():
-            line = json.loads(text)
-            found |= {key: line[key] for key in ("loss", "validation_loss", "validation_kl") if key in line}
-        return found
-
     # What it writes, and what the teacher thinks of it.
 
     def _write(self, home: Path, number: int) -> None:
         """The student's answers to the lessons held out, and but for the last one to the round's questions."""
         recipe = self.stage.recipe
         questions: dict[str, Iterable[dict[str, Any]]] = {
-            "held-out": (_line(key, lesson) for key, lesson in self._held_out())
+            "held-out": (question_line(key, lesson) for key, lesson in self._held_out())
         }
         if number <= self.spec.count:
             questions["written"] = self._questions(number)
@@ -169,14 +175,9 @@ class _Rounds:
                 size += count
         if not papers:
             return
-        job = {
-            "model": str(self.folder / "student"),
-            "papers": papers,
-            "max_new_tokens": recipe.teach.max_new_tokens,
-            "batch_size": recipe.teach.batch_size,
-            "trust_remote_code": recipe.student.trust_remote_code,
-        }
-        self._in_child(_WRITE, job, f"{self._named(number)}: the student writes", size)
+        what = f"{self._named(number)}: the student writes"
+        with self.stage.context.progress.meter(what, size, "answers") as meter:
+            write_apart(self.folder / "student", papers, recipe, label=what, advance=meter.advance)
 
     def _hear(self, home: Path, number: int) -> None:
         """What the teacher thinks of a round's answers, into the book of all rounds."""
@@ -187,7 +188,9 @@ class _Rounds:
         job = {"recipe": recipe, "base": str(self.stage.context.run.base.resolve())}
         job |= {"written": str(written), "book": str(self.folder / "signals")}
         size = sum(1 for _ in read_lines(written))
-        self._in_child(_SCORE, job, f"{self._named(number)}: the teacher scores", size)
+        what, relief = f"{self._named(number)}: the teacher scores", "lower teach.batch_size"
+        with self.stage.context.progress.meter(what, size, "answers") as meter:
+            run_child(_SCORE, json.dumps(job), label=what, advance=meter.advance, relief=relief)
         done.touch()
 
     def _named(self, number: int) -> str:
@@ -234,32 +237,9 @@ class _Rounds:
         drawn = set(random.permutation(count)[: self.spec.questions].tolist())
         for place, (key, lesson) in enumerate(self._asked("train")):
             if place in drawn:
-                yield _line(key, lesson)
+                yield question_line(key, lesson)
 
     def _asked(self, split: str) -> Iterator[tuple[str, Lesson]]:
         """The lessons of a split that answer a question, one for each question, by its key."""
-        seen = set[str]()
-        for line in read_lines(self.stage.context.run.need("filter") / "lessons.jsonl"):
-            lesson = from_line(Lesson, line)
-            before = lesson.messages[:-1]
-            if lesson.split != split or not before or before[-1]["role"] != "user":
-                continue
-            key = content_key(before, lesson.tools)
-            if key not in seen:
-                seen.add(key)
-                yield key, lesson
-
-    def _in_child(self, work: str, job: dict[str, Any], what: str, size: int) -> None:
-        with self.stage.context.progress.meter(what, size, "answers") as meter:
-            run_child(
-                work,
-                json.dumps(job),
-                label=what,
-                advance=meter.advance,
-                relief="lower teach.batch_size",
-            )
-
-
-def _line(key: str, lesson: Lesson) -> dict[str, Any]:
-    tools = {"tools": lesson.tools} if lesson.tools else {}
-    return {"key": key, "messages": lesson.messages[:-1], **tools}
+        found = answered_questions(self.stage.context.run.need("filter") / "lessons.jsonl")
+        return ((key, lesson) for key, lesson in found if lesson.split == split)

@@ -140,7 +140,10 @@ class DistilStage:
         for name in ("prompts", "teach", "filter"):
             manifest = self.context.run.manifest(name)
             inputs[name] = manifest.fingerprint if manifest else ""
-        settings = self.recipe.distil.model_dump(mode="json", exclude={"report_to", "loss"})
+        left_out = {"report_to", "loss"}
+        if not apprentice.objective.listens:
+            left_out |= {"teacher", "past", "match", "rounds"}
+        settings = self.recipe.distil.model_dump(mode="json", exclude=left_out)
         return content_key(inputs, settings, asdict(apprentice.objective), self.steps, self.origin())
 
     def origin(self) -> str:
