@@ -154,16 +154,16 @@ def signals_read(
     """
     counts = heads + draws
     offsets = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=offsets[1:])
+    counts.cumsum(out=offsets[1:])
     tail = tail_codes / TAIL_LEVELS
     if not bucket:
         tail[draws == 0] = 0.0
         tail[heads == 0] = 1.0
     coded = np.maximum(heads - 1, 0)
     levels = _LEVEL_TABLE[codes]
-    others = np.bincount(np.repeat(np.arange(len(heads)), coded), levels, len(heads))
+    others = np.bincount(np.arange(len(heads)).repeat(coded), levels, len(heads))
     # Every entry is first taken for a draw, then those of the head are set.
-    weights = np.repeat(tail / np.maximum(draws, 1), counts)
+    weights = (tail / np.maximum(draws, 1)).repeat(counts)
     where = _ranges(offsets[:-1] + 1, coded)
     weights[where] = levels
     headed = heads > 0
@@ -174,7 +174,7 @@ def signals_read(
         ids=torch.from_numpy(ids),
         weights=torch.from_numpy(weights.astype(np.float32)),
         offsets=torch.from_numpy(offsets),
-        tail_mass=torch.from_numpy((tail if bucket else np.zeros_like(tail)).astype(np.float32)),
+        tail_mass=torch.from_numpy(tail.astype(np.float32) if bucket else np.zeros(len(tail), np.float32)),
         entropy=torch.from_numpy((entropy_codes / ENTROPY_STEPS).astype(np.float32)),
         bucket=bucket,
         temperature=temperature,
@@ -188,8 +188,8 @@ def signals_read(
 
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """start, start + 1, ... for each start, as many as its length."""
-    ends = np.cumsum(lengths)
-    return np.arange(int(lengths.sum())) + np.repeat(starts - ends + lengths, lengths)
+    ends = lengths.cumsum()
+    return np.arange(int(lengths.sum())) + (starts - ends + lengths).repeat(lengths)
 
 
 def has_tail(heads: Tensor, counts: Tensor) -> Tensor:

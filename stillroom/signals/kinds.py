@@ -54,14 +54,14 @@ class SparseKind:
 
     def read(self, reader: ColumnReader, signals: int, bits: int) -> Signals:
         heads = reader.take("u1", signals).astype(np.int64)
-        draws = np.zeros_like(heads) if self._bucket else reader.take("u1", signals).astype(np.int64)
+        draws = np.zeros(signals, np.int64) if self._bucket else reader.take("u1", signals).astype(np.int64)
         entropy = reader.take("<u2", signals).astype(np.int64)
         tailed = np.ones(signals, bool) if self._bucket else (heads > 0) & (draws > 0)
-        tail = np.zeros_like(heads)
+        tail = np.zeros(signals, np.int64)
         tail[tailed] = reader.take("<u2", int(np.count_nonzero(tailed)))
         codes = reader.take("u1", int(np.maximum(heads - 1, 0).sum()))
         return signals_read(
-            ids=reader.packed(int(heads.sum() + draws.sum()), bits),
+            ids=reader.packed(int(heads.sum() + draws.sum()), bits).astype(np.int64),
             heads=heads,
             draws=draws,
             codes=codes,
