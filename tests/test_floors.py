@@ -17,7 +17,7 @@ FLOORS = {
     "signals": 2,
     "models": 3,
     **dict.fromkeys(
-        ["lessons", "training", "gguf", "evaluation", "serving", "planning", "report"],
+        ["lessons", "training", "gguf", "onnx", "evaluation", "serving", "planning", "report"],
         4,
     ),
     "stages": 5,

@@ -58,7 +58,8 @@ def answer_tasks(
         replies[key] = reply
         prompt_tokens += reply.prompt_tokens
         generated += reply.completion_tokens
-        advance(copies[key], f"{generated / (time.perf_counter() - started):,.0f} tokens/s")
+        rate = f"{generated / (time.perf_counter() - started):,.0f} tokens/s" if generated else None
+        advance(copies[key], rate)
     seconds = time.perf_counter() - started
     if spec.kind == "api":
         _refuse_failures(spec, replies)
@@ -70,7 +71,10 @@ def answer_tasks(
         for task in tasks
         if task.items
     }
-    return verdicts, Figures(prompt_tokens=prompt_tokens, generated_tokens=generated, seconds=seconds)
+    asked = len(questions) - len(kept)
+    return verdicts, Figures(
+        prompt_tokens=prompt_tokens, generated_tokens=generated, questions=asked, seconds=seconds
+    )
 
 
 def _key(spec: ModelSpec, item: Item, sampling: Sampling) -> str:

@@ -128,6 +128,10 @@ def _cost(model: str, figures: Figures) -> Iterator[ResultRow]:
         yield ResultRow(
             model, "speed", "tokens_per_second", figures.tokens_per_second, n=figures.generated_tokens
         )
+    elif figures.questions_per_second is not None:
+        yield ResultRow(
+            model, "speed", "questions_per_second", figures.questions_per_second, n=figures.questions
+        )
     for metric in _SIZES:
         value = getattr(figures, metric)
         if value is not None:

@@ -16,7 +16,8 @@ class ModelSpec:
 
     Attributes:
         name: what the results call it.
-        kind: `local` (a Hugging Face folder or hub id), `gguf` (a file) or `api`.
+        kind: `local` (a Hugging Face folder or hub id), `gguf` (a file) or `api`; of those that choose among classes
+            `classifier` (a Hugging Face folder or hub id) or `onnx` (a folder with model.onnx).
         path: the folder, hub id or file; the model's name at an API.
         tokenizer: folder or hub id of the tokenizer, for `gguf`; empty: the model's own folder.
         api: base URL, for `api`.
@@ -25,7 +26,7 @@ class ModelSpec:
     """
 
     name: str
-    kind: Literal["local", "gguf", "api"]
+    kind: Literal["local", "gguf", "api", "classifier", "onnx"]
     path: str
     tokenizer: str | None = None
     dtype: str = "auto"

@@ -20,6 +20,8 @@ _ROOMS = {
     "local": "stillroom.models.local",
     "gguf": "stillroom.models.gguf_model",
     "api": "stillroom.models.api",
+    "classifier": "stillroom.models.classifier",
+    "onnx": "stillroom.models.onnx_classifier",
 }
 
 
@@ -51,6 +53,20 @@ def open_model(spec: ModelSpec, settings: Settings) -> Any:
         tokenizer = spec.tokenizer or Path(spec.path).parent
         renderer = Renderer.load(tokenizer, trust_remote_code=spec.trust_remote_code)
         return GgufModel(spec.path, renderer=renderer, parallel=settings.batch_size)
+    if spec.kind == "classifier":
+        from stillroom.models.classifier import Classifier
+
+        return Classifier(
+            spec.path,
+            dtype=spec.dtype,
+            batch_size=settings.batch_size,
+            max_length=settings.max_length,
+            trust_remote_code=spec.trust_remote_code,
+        )
+    if spec.kind == "onnx":
+        from stillroom.models.onnx_classifier import OnnxClassifier
+
+        return OnnxClassifier(spec.path, batch_size=settings.batch_size)
     from stillroom.models.api import ApiModel
 
     assert spec.api is not None
@@ -67,6 +83,10 @@ def weigh(model: Any, spec: ModelSpec, figures: Figures) -> Figures:
         # rope_* are tables that follow from the architecture: nobody trained them.
         counted = sum(int(tensor.n_elements) for tensor in tensors if not tensor.name.startswith("rope_"))
         return replace(figures, parameters=counted, file_bytes=Path(spec.path).stat().st_size)
+    if spec.kind == "onnx":
+        from stillroom.models.onnx_classifier import MODEL
+
+        return replace(figures, file_bytes=(Path(spec.path) / MODEL).stat().st_size)
     return replace(figures, parameters=model.parameters, file_bytes=_folder_bytes(spec.path))
 
 

@@ -34,6 +34,8 @@ class Figures:
     """Most memory that torch allocated on GPUs."""
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    questions: int = 0
+    """Different ones, each asked once."""
     seconds: float = 0.0
     """Wall clock of the answers that these tokens belong to, loading left out."""
 
@@ -41,6 +43,11 @@ class Figures:
     def tokens_per_second(self) -> float | None:
         """Generated tokens a second, all items together in batches."""
         return self.generated_tokens / self.seconds if self.generated_tokens and self.seconds else None
+
+    @property
+    def questions_per_second(self) -> float | None:
+        """Questions a second in batches, of a model that chooses instead of writing."""
+        return None if self.generated_tokens or not self.seconds else self.questions / self.seconds
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,7 @@ def load_task(
     limit: int | None = None,
     system: str | None = None,
     tools: list[dict[str, Any]] | None = None,
+    lines: Iterable[dict[str, Any]] | None = None,
 ) -> EvaluationTask:
     """A task's file: JSONL of chat messages with the right answer.
 
@@ -68,12 +70,13 @@ def load_task(
         limit: use the first so many items.
         system: put before every conversation that has no system prompt of its own.
         tools: declared where a line has none of its own.
+        lines: what the file holds, where it is no JSONL and somebody else reads it.
 
     Raises:
         DataError: the file is missing or empty, or a line is not usable; the message names the line.
     """
     items: list[Item] = []
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(read_lines(path) if lines is None else lines, 1):
         if limit is not None and len(items) >= limit:
             break
         items.append(_item(line, f"{path}, item {number}", score, system, tools))

@@ -34,7 +34,13 @@ class Stage:
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Do the work; the module is imported only now."""
-        return importlib.import_module(f"stillroom.stages.{self.name}").run(context)
+        other = context.recipe.classify is not None and self.name in _CLASSIFY
+        name = f"classify.{self.name}" if other else self.name
+        return importlib.import_module(f"stillroom.stages.{name}").run(context)
+
+
+_CLASSIFY = ("teach", "distil", "quantise")
+"""The stages that are others where the job is to choose among classes."""
 
 
 def _prompts(run: Run) -> dict[str, Any]:
@@ -49,6 +55,8 @@ def _prompts(run: Run) -> dict[str, Any]:
     # Only what is used: runs from before there was a mixture, an expansion or a corpus still hold.
     if any(source.form == "corpus" for source in recipe.prompts):
         found["blocks"] = {"tokens": recipe.distil.max_length, "tokenizer": _student_content(run)}
+    if recipe.classify and recipe.classify.labels:
+        found["labels"] = recipe.classify.labels
     if mix := recipe.mix.model_dump(mode="json", exclude_none=True):
         found["mix"] = mix
     if any(source.expand for source in recipe.prompts):
@@ -89,13 +97,17 @@ def _teach(run: Run) -> dict[str, Any]:
     }
     api = recipe.teacher.api
     content = base_url(api) if api else teacher_identity(recipe.teacher, run.base)
-    return {
+    found = {
         "teacher": who | {"content": content},
         "teach": asked,
         "student": _student_content(run),
         "distil": {"temperature": recipe.capture_temperature},
         "seed": recipe.seed,
     }
+    if recipe.classify:  # the teacher may learn first, and the student has no say in what it reads
+        del found["student"], found["distil"]
+        found["classify"] = _plain(recipe.classify)
+    return found
 
 
 _LATER_CHECKS = ("facts", "reviewed", "judge", "contrast", "student_sample")
@@ -167,7 +179,20 @@ def _export(run: Run) -> dict[str, Any]:
 
 STAGES = (
     Stage("prompts", _prompts, keeps=("expansion.jsonl",)),
-    Stage("teach", _teach, reads=("prompts",), keeps=("answers.jsonl", "signals", "batches")),
+    Stage(
+        "teach",
+        _teach,
+        reads=("prompts",),
+        keeps=(
+            "answers.jsonl",
+            "signals",
+            "batches",
+            "classes.mark",
+            "teacher",
+            "teacher.json",
+            "trained.json",
+        ),
+    ),
     Stage("filter", _filter, reads=("prompts", "teach"), keeps=("judgements.jsonl",)),
     # Each trained model has a mark of its own, which the stage compares.
     Stage(

@@ -80,8 +80,8 @@ def check(run: Run) -> None:
         own = run.locate(teacher.prices) if teacher.prices else None
         terms = terms_of(teacher.model, base_url(teacher.api) if teacher.api else None, own)
         check_terms(teacher.model, terms, accepted=teacher.accept_terms)
-    if recipe.foreign_teacher or peak(recipe.distil.loss.soft) == 0:
-        return  # API and GGUF teachers are compared token by token when they answer
+    if recipe.foreign_teacher or recipe.classify or peak(recipe.distil.loss.soft) == 0:
+        return  # API and GGUF teachers are compared token by token when they answer, classes by their names
     from stillroom.models.vocabulary import check_same_vocabulary
 
     check_same_vocabulary(resolve_model(teacher.model, run.base), student_source(recipe, run.base))

@@ -28,7 +28,7 @@ def model_card(run: Run, files: list[Path], *, ollama: bool = True) -> str:
     """README.md for the student, to lie beside these model files.
 
     Args:
-        files: the GGUF files beside the card; the first is the one that the commands name.
+        files: the model files beside the card; the first is the one that the commands name.
         ollama: a Modelfile lies there too.
 
     Raises:
@@ -40,8 +40,8 @@ def model_card(run: Run, files: list[Path], *, ollama: bool = True) -> str:
     front = {
         "license": recipe.export.license,
         **({"base_model": base} if base else {}),
-        "pipeline_tag": "text-generation",
-        "tags": ["stillroom", "distillation", "gguf"],
+        "pipeline_tag": "text-classification" if recipe.classify else "text-generation",
+        "tags": ["stillroom", "distillation", "onnx" if recipe.classify else "gguf"],
     }
     lost = losses(results, results.shipped) if results.shipped else []
     return render(
@@ -57,16 +57,17 @@ def model_card(run: Run, files: list[Path], *, ollama: bool = True) -> str:
         lessons=_counts(run, "filter").get("lessons"),
         steps=_counts(run, "distil").get("models", {}).get("student", {}).get("steps"),
         ollama=ollama,
-        loss=_loss(recipe.distil),
+        loss=_loss(recipe.distil, classes=recipe.classify is not None),
         cell=_cell,
     )
 
 
-def _loss(distil: Distil) -> str:
+def _loss(distil: Distil, *, classes: bool) -> str:
     """The training loss in words."""
     loss = distil.loss
     divergence = "forward KL" if loss.divergence == "forward_kl" else loss.divergence.replace("_", " ")
-    terms = f"{_course(loss.soft)} × {divergence} to the teacher + {_course(loss.hard)} × cross-entropy"
+    of = " of the classes" if classes else ""
+    terms = f"{_course(loss.soft)} × {divergence} to the teacher{of} + {_course(loss.hard)} × cross-entropy"
     matched = [f"{_course(weight)} × {name}" for name, weight in loss.matched.items() if peak(weight)]
     inside = f"; of the live teacher's inside: {', '.join(matched)}" if matched else ""
     return f"{terms}, at temperature {_course(distil.temperature)}{inside}"
@@ -100,7 +101,7 @@ def dataset_card(
         "license": recipe.export.license,
         "pretty_name": f"{recipe.name} lessons",
         **({"language": [recipe.filter.language]} if recipe.filter.language else {}),
-        "task_categories": ["text-generation"],
+        "task_categories": ["text-classification" if recipe.classify else "text-generation"],
         "size_categories": [_size_category(lessons)],
         "tags": ["stillroom", "distillation", "synthetic"],
         "configs": [{"config_name": "default", "data_files": "lessons.jsonl"}],

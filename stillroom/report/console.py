@@ -80,5 +80,6 @@ _TITLES = {"retention": "kept", "kl": "KL"}
 _COSTS: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
     ("size", "size", "file_bytes", data_size),
     ("tok/s", "speed", "tokens_per_second", speed),
+    ("questions/s", "speed", "questions_per_second", speed),
     ("memory", "size", "peak_memory_bytes", data_size),
 )

@@ -71,11 +71,12 @@ def _size(results: Results, model: str) -> Headline | None:
 
 
 def _speed(results: Results, model: str) -> Headline | None:
-    own, teacher = (results.value(name, "speed", "tokens_per_second") for name in (model, "teacher"))
-    if not own:
-        return None
-    beside = f"; the teacher {speed(teacher)}" if teacher else ""
-    return Headline("Speed", speed(own), f"tokens a second on this machine{beside}")
+    for unit in ("tokens", "questions"):
+        own, teacher = (results.value(name, "speed", f"{unit}_per_second") for name in (model, "teacher"))
+        if own:
+            beside = f"; the teacher {speed(teacher)}" if teacher else ""
+            return Headline("Speed", speed(own), f"{unit} a second on this machine{beside}")
+    return None
 
 
 def _memory(results: Results, model: str) -> Headline | None:

@@ -130,6 +130,7 @@ def _costs(results: Results) -> list[Column]:
         ("Peak memory", "size", "peak_memory_bytes", data_size),
         ("Peak GPU memory", "size", "peak_gpu_memory_bytes", data_size),
         ("Tokens a second", "speed", "tokens_per_second", speed),
+        ("Questions a second", "speed", "questions_per_second", speed),
     )
     found = []
     for name, task, metric, show in columns:
@@ -144,6 +145,13 @@ def commands(run: Run, found: dict[str, Manifest]) -> dict[str, str]:
     """How to run what was made, as typed in the run's folder; only what the run's stages have written."""
     typed: dict[str, str] = {}
     context, name = run.recipe.export.context, run.recipe.name
+    if run.recipe.classify:
+        if "distil" in found:
+            typed["transformers, in Python"] = (
+                "from transformers import pipeline\n\n"
+                'print(pipeline("text-classification", model="distil/student")("..."))'
+            )
+        return typed
     if "quantise" in found and run.recipe.quantise:
         file = f"quantise/student-{run.recipe.quantise[0]}.gguf"
         typed["llama.cpp"] = f"llama-server -m {file} -c {context} --jinja --port 8080"

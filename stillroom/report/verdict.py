@@ -152,9 +152,13 @@ def _nearer(results: Results, task: str) -> str | None:
 
 
 def _runs(results: Results, model: str) -> str | None:
-    own, teacher = (results.value(name, "speed", "tokens_per_second") for name in (model, "teacher"))
     memory = results.value(model, "size", "peak_memory_bytes")
-    if not own:
+    for does in ("writes {} tokens", "answers {} questions"):
+        metric = f"{does.split()[-1]}_per_second"
+        own, teacher = (results.value(name, "speed", metric) for name in (model, "teacher"))
+        if own:
+            break
+    else:
         return None
     beside = ""
     if teacher:
@@ -162,7 +166,7 @@ def _runs(results: Results, model: str) -> str | None:
         pace = f"{times(ratio)} times as fast as the teacher" if ratio >= 1 else "slower than the teacher"
         beside = f", {pace} ({speed(teacher)})"
     held = f", in {data_size(memory)} of memory" if memory else ""
-    return f"On this machine it writes {speed(own)} tokens a second{beside}{held}."
+    return f"On this machine it {does.format(speed(own))} a second{beside}{held}."
 
 
 def _lost(results: Results, model: str) -> str | None:

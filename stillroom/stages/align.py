@@ -23,6 +23,7 @@ from stillroom.models.writing import write_apart
 from stillroom.stages.context import StageContext
 from stillroom.training.adapters import add_lora, merged
 from stillroom.training.aligning import align
+from stillroom.training.keeping import write_model
 from stillroom.training.students import save_student
 
 _HELD_OUT = 200
@@ -67,13 +68,12 @@ def run(context: StageContext) -> dict[str, Any]:
         metrics=folder / "metrics.jsonl",
         progress=context.progress,
     )
+    whole, kind = (
+        merged(student, lambda: _plain(source, trust)),
+        AutoConfig.from_pretrained(source, **trust).dtype,
+    )
+    write_model(folder / "student", lambda scratch: save_student(whole, renderer.tokenizer, scratch, kind))
     with storage(folder):
-        scratch = folder / ".student.partial"
-        shutil.rmtree(scratch, ignore_errors=True)
-        whole = merged(student, lambda: _plain(source, trust))
-        save_student(whole, renderer.tokenizer, scratch, AutoConfig.from_pretrained(source, **trust).dtype)
-        shutil.rmtree(folder / "student", ignore_errors=True)
-        scratch.rename(folder / "student")
         shutil.rmtree(folder / "checkpoints")
     del student
     gc.collect()

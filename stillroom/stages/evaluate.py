@@ -6,12 +6,15 @@ killed evaluation goes on with the next model and a changed one is measured agai
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from stillroom.contracts.classes import class_names, class_text
 from stillroom.contracts.errors import DataError, RecipeError, RunError
 from stillroom.contracts.files import digest, read_json, write_json, write_lines
+from stillroom.contracts.recipe import PromptSource
 from stillroom.contracts.records import ResultRow, content_key, to_line
 from stillroom.evaluation.comparison import compare_models
 from stillroom.evaluation.job import ModelSpec, Settings
@@ -20,6 +23,7 @@ from stillroom.evaluation.running import evaluate_model
 from stillroom.evaluation.samples import samples
 from stillroom.evaluation.tasks import EvaluationTask, held_out_lessons, load_task
 from stillroom.evaluation.training_curves import training_rows
+from stillroom.lessons.prompts.sources import read_questions
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model, resolve_tokenizer
 from stillroom.stages.context import StageContext
@@ -81,6 +85,7 @@ def read_tasks(context: StageContext) -> list[EvaluationTask]:
             tasks.append(held_out_lessons(lessons, task.title, task.limit))
         else:
             path, shown = context.run.locate(task.file), recipe.teach
+            lines = None if path.suffix in _LINES else _table(task.file, path)
             tasks.append(
                 load_task(
                     path,
@@ -89,9 +94,30 @@ def read_tasks(context: StageContext) -> list[EvaluationTask]:
                     limit=task.limit,
                     system=shown.system,
                     tools=shown.parameters.get("tools"),
+                    lines=lines,
                 )
             )
+    if recipe.classify and recipe.classify.several:
+        return [_with_sorted_classes(task) for task in tasks]
     return tasks
+
+
+_LINES = (".jsonl", ".json", ".ndjson")
+
+
+def _table(name: str, path: Path) -> Iterator[dict[str, Any]]:
+    """The lines that a table of questions comes to."""
+    for question in read_questions(PromptSource(file=name), path):
+        yield {"messages": question.messages, "reference": question.reference}
+
+
+def _with_sorted_classes(task: EvaluationTask) -> EvaluationTask:
+    """The task with right answers written as a model writes its own."""
+    items = [
+        replace(item, reference=class_text(class_names(item.reference, several=True), several=True))
+        for item in task.items or ()
+    ]
+    return replace(task, items=items)
 
 
 def model_specs(context: StageContext) -> list[ModelSpec]:
@@ -109,9 +135,13 @@ def model_specs(context: StageContext) -> list[ModelSpec]:
         folders[DISTILLED] = distil / STUDENT
     folders[STUDENT] = context.run.student
     for name, folder in folders.items():  # the student last, beside its files
-        specs.append(ModelSpec(name, "local", _made(folder), trust_remote_code=trust))
+        own: Literal["local", "classifier"] = "classifier" if recipe.classify else "local"
+        specs.append(ModelSpec(name, own, _made(folder), trust_remote_code=trust))
     for kind in recipe.quantise:
         name = f"{STUDENT}-{kind}"
+        if recipe.classify:
+            specs.append(ModelSpec(name, "onnx", _made(context.run.need("quantise") / name)))
+            continue
         path = _made(context.run.need("quantise") / f"{name}.gguf")
         specs.append(
             ModelSpec(name, "gguf", path, tokenizer=str(context.run.student), trust_remote_code=trust)
@@ -129,6 +159,12 @@ def _teacher(context: StageContext) -> ModelSpec:
             api=teacher.api,
             api_key_env=teacher.api_key_env,
             logprobs=context.recipe.teach.signal.kind == "top-k",
+        )
+    if (classify := context.recipe.classify) is not None:
+        made = context.run.need("teach") / "teacher"
+        path = made if classify.prepare else resolve_model(teacher.model, base)
+        return ModelSpec(
+            TEACHER, "classifier", str(path), dtype=teacher.dtype, trust_remote_code=teacher.trust_remote_code
         )
     found = resolve_model(teacher.model, base)
     gguf = isinstance(found, Path) and found.is_file()

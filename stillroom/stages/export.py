@@ -21,7 +21,7 @@ _BLOCK = 8 << 20
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write export/: the first quantised file, README.md, Modelfile, run-*.sh, checksums.txt.
+    """Write export/: the first quantised file, README.md, checksums.txt; of one that writes Modelfile and run-*.sh too.
 
     Every file appears whole or not at all.
 
@@ -29,20 +29,10 @@ def run(context: StageContext) -> dict[str, Any]:
         RunError: the quantise stage is not whole.
         DataError: results.json is not readable.
     """
-    folder, name = context.folder, context.recipe.name
-    model = _bring(context)
-    context_length = context.recipe.export.context
-    files = [model]
-    modelfile = _modelfile(context, model)
-    if modelfile is not None:
-        files.append(_write(folder / "Modelfile", modelfile))
-        create = f"ollama create {name} -f Modelfile"
-        files.append(_script(folder / "run-ollama.sh", f'{create}\nexec ollama run {name} "$@"'))
-    serve = f"exec llama-server -m {shlex.quote(model.name)} -c {context_length} --jinja"
-    files.append(
-        _script(folder / "run-llama-server.sh", f'{serve} --host 127.0.0.1 --port "${{PORT:-8080}}" "$@"')
-    )
-    files.append(_write(folder / "README.md", model_card(context.run, [model], ollama=modelfile is not None)))
+    folder = context.folder
+    files = _classifier(context) if context.recipe.classify else _writer(context)
+    card = model_card(context.run, files[:1], ollama=folder / "Modelfile" in files)
+    files.append(_write(folder / "README.md", card))
     sizes = sum(file.stat().st_size for file in files)
     with context.progress.meter("checksums", sizes, "bytes") as meter:
         lines = [f"{_sha256(file, meter)}  {file.name}\n" for file in files]
@@ -50,10 +40,36 @@ def run(context: StageContext) -> dict[str, Any]:
     return {"files": [file.name for file in files], "bytes": sum(file.stat().st_size for file in files)}
 
 
-def _bring(context: StageContext) -> Path:
-    """The first file of the recipe's list, linked into the folder, or copied where the disk cannot link."""
+def _writer(context: StageContext) -> list[Path]:
+    """The first GGUF file of the recipe's list, and what starts it."""
+    folder, name = context.folder, context.recipe.name
     kind = context.recipe.quantise[0] if context.recipe.quantise else "F16"
-    source = context.run.need("quantise") / f"student-{kind}.gguf"
+    model = _bring(context, context.run.need("quantise") / f"student-{kind}.gguf")
+    files = [model]
+    modelfile = _modelfile(context, model)
+    if modelfile is not None:
+        files.append(_write(folder / "Modelfile", modelfile))
+        create = f"ollama create {name} -f Modelfile"
+        files.append(_script(folder / "run-ollama.sh", f'{create}\nexec ollama run {name} "$@"'))
+    serve = f"exec llama-server -m {shlex.quote(model.name)} -c {context.recipe.export.context} --jinja"
+    files.append(
+        _script(folder / "run-llama-server.sh", f'{serve} --host 127.0.0.1 --port "${{PORT:-8080}}" "$@"')
+    )
+    return files
+
+
+def _classifier(context: StageContext) -> list[Path]:
+    """The first ONNX file of the recipe's list with what it is read with; the Hugging Face student where there is none."""
+    kinds = context.recipe.quantise
+    source = context.run.need("quantise") / f"student-{kinds[0]}" if kinds else context.run.student
+    found = sorted(
+        source.iterdir(), key=lambda path: (path.suffix not in (".onnx", ".safetensors"), path.name)
+    )
+    return [_bring(context, path) for path in found if path.is_file()]
+
+
+def _bring(context: StageContext, source: Path) -> Path:
+    """A file, linked into the folder, or copied where the disk cannot link."""
     if not source.is_file():
         raise RunError(
             f"{source} is missing",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_lines, write_lines
 from stillroom.contracts.progress import Meter
-from stillroom.contracts.recipe import PromptSource
+from stillroom.contracts.recipe import PromptSource, Recipe
 from stillroom.contracts.records import Prompt, content_key, from_line, to_line
 from stillroom.lessons.expand.diversity import Embed, Reservoir, diversity
 from stillroom.lessons.expand.expanding import Expanding
@@ -81,9 +82,15 @@ def run(context: StageContext) -> dict[str, Any]:
     ]
     sample: Reservoir[str] = Reservoir(seed=recipe.seed)
 
+    def questions() -> Iterator[tuple[str, Question]]:
+        return interleave([(pool.titled(), mask) for pool, mask in zip(pools, masks, strict=True)])
+
+    labelled = _labelled(recipe, (question for _, question in questions()))
+
     def lines() -> Iterator[dict[str, Any]]:
-        streams = [(pool.titled(), mask) for pool, mask in zip(pools, masks, strict=True)]
-        for title, question in interleave(streams):
+        for title, question in questions():
+            if labelled is not None and question_key(question.messages) not in labelled:
+                question = replace(question, reference=None)
             line = _line(title, question, recipe.splits.tune, recipe.seed)
             counts[line["split"]] += 1
             counts["with a right answer"] += question.reference is not None
@@ -104,6 +111,27 @@ def run(context: StageContext) -> dict[str, Any]:
         "diversity": figures,
         **({"expansions": expansions} if expansions else {}),
     }
+
+
+def _labelled(recipe: Recipe, questions: Iterable[Question]) -> set[str] | None:
+    """The keys of the questions whose right answer is used, where the recipe limits how many; None: all.
+
+    So many of each class are drawn of those to train on, by their text and the seed alone.
+    """
+    wanted = recipe.classify.labels if recipe.classify else None
+    if wanted is None:
+        return None
+    drawn: dict[str, list[tuple[float, str]]] = {}
+    for question in questions:
+        key = question_key(question.messages)
+        if question.reference is None or _split(key, recipe.splits.tune, recipe.seed) != "train":
+            continue
+        place = (-int(content_key(key, recipe.seed, "labelled")[:12], 16), key)
+        heap = drawn.setdefault(question.reference, [])
+        heappush(heap, place)
+        if len(heap) > wanted:
+            heappop(heap)  # the one that comes last by its draw
+    return {key for heap in drawn.values() for _, key in heap}
 
 
 def _embedder(context: StageContext) -> Embed | None:

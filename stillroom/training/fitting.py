@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
@@ -32,6 +34,7 @@ from stillroom.training.callbacks import (
 )
 from stillroom.training.curriculum import EasyFirst, difficulty
 from stillroom.training.objective import Objective
+from stillroom.training.planned import PlannedTrainer
 from stillroom.training.trainer import DistillationTrainer
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -42,32 +45,11 @@ def steps_of(settings: Distil, rows: int) -> int:
     return settings.steps or max(1, round(settings.epochs * rows / settings.batch_size))
 
 
-def fit(
-    student: Any,
-    rows: RowSource,
-    *,
-    objective: Objective,
-    settings: Distil,
-    steps: int,
-    seed: int,
-    checkpoints: Path,
-    metrics: Path,
-    label: str,
-    progress: Progress,
-    validation: Sequence[TrainingRow] = (),
-    teacher: nn.Module | None = None,
-    past: Past | None = None,
-    packing: bool = True,
-    boards: Path | None = None,
-    until: int | None = None,
-    draws: Sequence[Draws] = (),
-) -> dict[str, Any]:
-    """Train the student in place, from its newest whole checkpoint if there is one.
+@dataclass(frozen=True)
+class Training:
+    """One training, whatever is learned: how long, in which order, where its checkpoints and figures go.
 
     Args:
-        student: the model, with or without adapters; changed in place.
-        rows: what it learns.
-        objective: the loss.
         settings: the recipe's `distil`.
         steps: optimiser steps of the whole training.
         seed: decides the order of rows and dropout.
@@ -75,70 +57,89 @@ def fit(
         metrics: the JSONL file of losses.
         label: what the progress display calls it.
         progress: where to report to.
-        validation: rows whose loss is logged.
-        teacher: a live teacher, instead of signals that come with the rows; frozen unless the objective trains it.
-        past: what of the student's own past is the live teacher.
-        packing: lay rows end to end without padding where student and teacher keep them apart.
         boards: where TensorBoard's files go if it is asked for; transformers' own place is lost with the checkpoints.
         until: stop after this step of the whole, with a checkpoint from which another call goes on.
-        draws: who decides on the rows of some steps instead of the epochs.
-
-    Returns:
-        counts for the manifest: steps, lessons seen, the last loss.
-
-    Raises:
-        StorageFault: the disk is full.
-        UserError: a tracker is not installed, or transformers knows no such optimiser.
-        MissingExtra: the optimiser needs a library that is not installed.
     """
-    _check_optimiser(settings.optimiser)
-    trackers = _trackers(settings.report_to, boards)
-    rank, ranks = _place()
-    plan = StepPlan(
-        rows.lengths,
-        batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        steps=steps,
-        seed=seed,
-        rank=rank,
-        ranks=ranks,
-        draws=[*_early(rows, settings.curriculum, steps), *draws],
-    )
-    with storage(checkpoints):
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        metrics.parent.mkdir(parents=True, exist_ok=True)
-        found = last_whole_checkpoint(checkpoints)
+
+    settings: Distil
+    steps: int
+    seed: int
+    checkpoints: Path
+    metrics: Path
+    label: str
+    progress: Progress
+    boards: Path | None = None
+    until: int | None = None
+
+    def plan(self, lengths: np.ndarray, draws: Sequence[Draws] = ()) -> StepPlan:
+        """Which rows are in which step on this rank, for rows of so many tokens each."""
+        rank, ranks = _place()
+        return StepPlan(
+            lengths,
+            batch_size=self.settings.batch_size,
+            micro_batch_size=self.settings.micro_batch_size,
+            steps=self.steps,
+            seed=self.seed,
+            rank=rank,
+            ranks=ranks,
+            draws=draws,
+        )
+
+    def begun(self) -> tuple[Path, int] | None:
+        """The newest whole checkpoint and its step, if there is one."""
+        with storage(self.checkpoints):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.metrics.parent.mkdir(parents=True, exist_ok=True)
+            return last_whole_checkpoint(self.checkpoints)
+
+    def run(
+        self,
+        build: Callable[[TrainingArguments, list[TrainerCallback]], PlannedTrainer],
+        plan: StepPlan,
+        *,
+        validate: bool,
+        more: Sequence[TrainerCallback] = (),
+    ) -> dict[str, Any]:
+        """Train in place what `build` makes a trainer of, from the newest whole checkpoint if there is one.
+
+        Args:
+            build: the trainer, from transformers' arguments and callbacks.
+            plan: which rows are in which step.
+            validate: whether it has rows to validate on.
+            more: callbacks beside those of every training.
+
+        Returns:
+            counts for the manifest: steps, lessons seen, the last loss.
+
+        Raises:
+            StorageFault: the disk is full.
+            UserError: a tracker is not installed, or transformers knows no such optimiser.
+            MissingExtra: the optimiser needs a library that is not installed.
+        """
+        settings = self.settings
+        _check_optimiser(settings.optimiser)
+        trackers = _trackers(settings.report_to, self.boards)
+        found, last = self.begun(), self.until or self.steps
         transformers.utils.logging.set_verbosity_error()
-        last = until or steps
-        more: list[TrainerCallback] = []
-        if past is not None:
-            average = Average(
-                student, decay=past.decay, every=past.every, checkpoint=found[0] if found else None
+        with (
+            storage(self.checkpoints),
+            self.progress.meter(self.label, last, "steps", done=found[1] if found else 0) as meter,
+        ):
+            own = [
+                MetricsFile(self.metrics),
+                *more,
+                WholeCheckpoints(),
+                ProgressCallback(meter),
+                StopAfter(last),
+            ]
+            arguments = _arguments(
+                settings, self.steps, self.seed, self.checkpoints, plan, validate, self.boards
             )
-            teacher, more = average.teacher, [average]
-        with progress.meter(label, last, "steps", done=found[1] if found else 0) as meter:
-            trainer = DistillationTrainer(
-                student,
-                _arguments(settings, steps, seed, checkpoints, plan, bool(validation), boards),
-                rows=rows,
-                plan=plan,
-                objective=objective,
-                validation=validation,
-                teacher=teacher,
-                packing=packing,
-                callbacks=[
-                    MetricsFile(metrics),
-                    *more,
-                    WholeCheckpoints(),
-                    ProgressCallback(meter),
-                    StopAfter(last),
-                    *trackers,
-                ],
-            )
+            trainer = build(arguments, [*own, *trackers])
             trainer.remove_callback(PrinterCallback)
             try:
-                if until and found and found[1] >= until:  # nothing is left to do but to read it
-                    trainer._load_from_checkpoint(str(found[0]), student)
+                if self.until and found and found[1] >= self.until:  # nothing is left to do but to read it
+                    trainer._load_from_checkpoint(str(found[0]), trainer.model)
                 else:
                     trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
             except ImportError as error:
@@ -149,7 +150,59 @@ def fit(
                 ) from None
             finally:
                 trainer.release()
-    return {"steps": last, "lessons seen": last * settings.batch_size, **last_figures(metrics)}
+        return {"steps": last, "lessons seen": last * settings.batch_size, **last_figures(self.metrics)}
+
+
+def fit(
+    student: Any,
+    rows: RowSource,
+    *,
+    objective: Objective,
+    validation: Sequence[TrainingRow] = (),
+    teacher: nn.Module | None = None,
+    past: Past | None = None,
+    packing: bool = True,
+    draws: Sequence[Draws] = (),
+    **how: Any,
+) -> dict[str, Any]:
+    """Train the student in place, from its newest whole checkpoint if there is one.
+
+    Args:
+        student: the model, with or without adapters; changed in place.
+        rows: what it learns.
+        objective: the loss.
+        validation: rows whose loss is logged.
+        teacher: a live teacher, instead of signals that come with the rows; frozen unless the objective trains it.
+        past: what of the student's own past is the live teacher.
+        packing: lay rows end to end without padding where student and teacher keep them apart.
+        draws: who decides on the rows of some steps instead of the epochs.
+        how: the arguments of `Training`.
+
+    Returns:
+        counts for the manifest, as `Training.run` gives them; errors as there.
+    """
+    training = Training(**how)
+    early = _early(rows, training.settings.curriculum, training.steps)
+    plan, more, checkpoint = training.plan(rows.lengths, [*early, *draws]), [], training.begun()
+    if past is not None:
+        begun = checkpoint[0] if checkpoint else None
+        average = Average(student, decay=past.decay, every=past.every, checkpoint=begun)
+        teacher, more = average.teacher, [average]
+
+    def build(arguments: TrainingArguments, callbacks: list[TrainerCallback]) -> PlannedTrainer:
+        return DistillationTrainer(
+            student,
+            arguments,
+            rows=rows,
+            plan=plan,
+            objective=objective,
+            validation=validation,
+            teacher=teacher,
+            packing=packing,
+            callbacks=callbacks,
+        )
+
+    return training.run(build, plan, validate=bool(validation), more=more)
 
 
 def _trackers(names: Sequence[str], boards: Path | None) -> list[TrainerCallback]:

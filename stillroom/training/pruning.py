@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.recipe import Prune
 
-_LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
+_LAYER = re.compile(r"(.*\.layers?\.)(\d+)(\..*)")  # encoders of BERT's kind call them `layer`
 _ROWS = 8  # in one forward pass while parts are ranked
 
 
@@ -204,7 +204,7 @@ def prune_student(source: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     """A new model with only these parts of the source; its embeddings, final norm and head are kept, as wide as the rest.
 
     Raises:
-        ModelError: the architecture does not name its layers `.layers.N.`, or is narrowed and has parts unlike Llama's.
+        ModelError: the architecture does not name its layers `.layers.N.` or `.layer.N.`, or is narrowed and unlike Llama's.
     """
     config = type(source.config).from_dict(source.config.to_dict())
     config.num_hidden_layers = len(kept.layers)
@@ -222,11 +222,12 @@ def prune_student(source: PreTrainedModel, kept: Kept) -> PreTrainedModel:
             place = kept.layers.index(int(match[2]))
             state[f"{match[1]}{place}{match[3]}"] = _narrowed(source, match[3], tensor, kept, place)
     if len(found) != len(kept.layers):
-        raise _uncut(source, "an architecture whose layers are not named layers.N")
-    student = AutoModelForCausalLM.from_config(config, dtype=source.dtype)
+        raise _uncut(source, "an architecture whose layers are not named layers.N or layer.N")
+    student = type(source)(config).to(source.dtype)
     student.load_state_dict(state)
     student.tie_weights()
-    student.generation_config = source.generation_config
+    if hasattr(source, "generation_config"):
+        student.generation_config = source.generation_config
     return student
 
 

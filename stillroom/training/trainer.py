@@ -1,8 +1,7 @@
 """The trainer: a transformers.Trainer whose student hears a teacher, live or through its rows' signals.
 
-All of its flags, trackers, callbacks and launchers work. What differs: batches follow a StepPlan and are made ahead
-of time, rows are packed where the models honour it, and a step's loss is divided by the selected tokens of the whole
-step over micro-batches and ranks.
+All of its flags, trackers, callbacks and launchers work. What differs: batches follow a plan, rows are packed where the
+models honour it, and a step's loss is divided by the selected tokens of the whole step over micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers import TrainingArguments
 
 from stillroom.contracts.recipe.schedule import value_at
 from stillroom.losses import SparseTargets
@@ -26,13 +24,13 @@ from stillroom.training.collation import collate
 from stillroom.training.objective import Objective, decoder_of
 from stillroom.training.packable import use_packing
 from stillroom.training.packing import Layout, undo_packing
-from stillroom.training.prefetch import Ahead
+from stillroom.training.planned import PlannedTrainer
 
 _MATCHER = "matcher.safetensors"
 _PARTNER = "partner.safetensors"
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(PlannedTrainer):
     """Trains a student on rows of tokens, with their signals or a live teacher.
 
     `release` gives the student its own forward and attention back.
@@ -54,9 +52,6 @@ class DistillationTrainer(Trainer):
         ValueError: the live teacher carries adapters.
     """
 
-    loss_is_scaled_for_ga = True
-    control: TrainerControl
-
     def __init__(
         self,
         model: nn.Module,
@@ -71,13 +66,14 @@ class DistillationTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         objective.attach(model, teacher)
-        self.plan, self.objective, self.teacher = plan, objective, teacher
+        self.objective, self.teacher = objective, teacher
         super().__init__(
             model,
             args,
-            train_dataset=Rows(rows),
+            rows=Rows(rows),
+            plan=plan,
+            collate=collate,
             eval_dataset=sorted(validation, key=lambda row: len(row.ids)) or None,
-            data_collator=collate,
             **kwargs,
         )
         if teacher is not None:
@@ -87,7 +83,7 @@ class DistillationTrainer(Trainer):
                 teacher.to(args.device)
         longest = max([int(plan.lengths.max()), *(len(row.ids) for row in validation)])
         self.packed = packing and not objective.matching.reads_maps and self._can_pack(longest)
-        self._ahead: Ahead | None = None
+        self.data_collator = partial(collate, packed=self.packed)
 
     def _can_pack(self, longest: int) -> bool:
         if not use_packing(self.model, longest, attached=True):
@@ -99,8 +95,7 @@ class DistillationTrainer(Trainer):
 
     def release(self) -> None:
         """Student and teacher as they were: their own forward, their own attention."""
-        if self._ahead is not None:
-            self._ahead.close()
+        super().release()
         self.objective.detach(self.model)
         for model in (self.model, self.teacher):
             if model is not None:
@@ -126,29 +121,6 @@ class DistillationTrainer(Trainer):
         if matcher is not None:
             matcher.load_state_dict(load_file(Path(resume_from_checkpoint) / _MATCHER))
 
-    # Batches.
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Micro-batches of this rank in the plan's order; `get_batch_samples` reads them ahead of time."""
-        return DataLoader(
-            self.train_dataset, batch_sampler=self.plan, collate_fn=partial(collate, packed=self.packed)
-        )
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], torch.Tensor]:
-        """The micro-batches of a step and its token count; those of the next step are in the making."""
-        if self._ahead is None or self._ahead.source is not epoch_iterator:
-            self._ahead = Ahead(epoch_iterator, depth=num_batches)
-        return super().get_batch_samples(self._ahead, num_batches, device)
-
-    def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, Any]], device: torch.device
-    ) -> torch.Tensor:
-        """Selected tokens of the whole optimiser step, over micro-batches and ranks."""
-        count = torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
-        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
-
     def _prepare_input(self, data: Any) -> Any:
         """To the model's device, signals and layouts too."""
         if isinstance(data, SparseTargets | HiddenSignals | Layout):
@@ -164,13 +136,9 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The micro-batch's share of the step's loss.
-
-        DDP averages gradients over ranks, hence the factor: the sum over ranks must come out undivided.
-        """
-        count = num_items_in_batch if num_items_in_batch is not None else len(inputs["labels"])
-        done = self.state.global_step / max(self.state.max_steps, 1)
-        outputs = model(**inputs, scale=self.args.world_size / max(int(count), 1), progress=done)
+        """The micro-batch's share of the step's loss."""
+        scale = self.share_of_step(num_items_in_batch, len(inputs["labels"]))
+        outputs = model(**inputs, scale=scale, progress=self.done)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     @torch.no_grad()
@@ -211,7 +179,7 @@ class DistillationTrainer(Trainer):
         pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
         for first in range(0, len(pieces), ranks):
             mine = pieces[first + rank] if first + rank < len(pieces) else [_silent(rows[0])]
-            yield collate(mine, packed=self.packed)
+            yield self.data_collator(mine)
 
 
 def _silent(row: TrainingRow) -> TrainingRow:

@@ -4,6 +4,7 @@ Every field has a description; `docs/recipe.md` and the JSON Schema are generate
 """
 
 from stillroom.contracts.recipe.align import Align
+from stillroom.contracts.recipe.classify import Classify, Masked, Prepare
 from stillroom.contracts.recipe.distil import Baseline, Curriculum, Distil, Loss, Match, Past, Rounds
 from stillroom.contracts.recipe.evaluate import Evaluate, Task
 from stillroom.contracts.recipe.export import Export, Kind
@@ -17,6 +18,7 @@ from stillroom.contracts.recipe.whole import Link, Recipe
 __all__ = [
     "Align",
     "Baseline",
+    "Classify",
     "Curriculum",
     "Distil",
     "Evaluate",
@@ -28,10 +30,12 @@ __all__ = [
     "Link",
     "Lora",
     "Loss",
+    "Masked",
     "Match",
     "Method",
     "Mix",
     "Past",
+    "Prepare",
     "PromptSource",
     "Prune",
     "Recipe",

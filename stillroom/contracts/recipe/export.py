@@ -8,7 +8,8 @@ from pydantic import Field
 
 from stillroom.contracts.recipe.section import Section
 
-Kind = Literal["F32", "F16", "Q8_0", "Q4_K_M"]
+Kind = Literal["F32", "F16", "Q8_0", "Q4_K_M", "int8"]
+"""Kinds of GGUF files, but for `int8`, which is a classifier's in ONNX."""
 
 
 class Export(Section):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from stillroom.contracts.recipe.align import Align
+from stillroom.contracts.recipe.classify import Classify
 from stillroom.contracts.recipe.distil import Baseline, Distil
 from stillroom.contracts.recipe.evaluate import Evaluate
 from stillroom.contracts.recipe.export import Export, Kind
@@ -55,6 +57,10 @@ class Recipe(Section):
     prompts: list[PromptSource] = Field(description="Where the questions come from.", min_length=1)
     mix: Mix = Field(default_factory=Mix, description="How many questions are taken of all sources together.")
     splits: Splits = Field(default_factory=Splits, description="Which questions serve for what.")
+    classify: Classify | None = Field(
+        None,
+        description="The job is to choose among classes: teacher and student are encoders. Empty: they write.",
+    )
     teach: Teach = Field(default_factory=Teach, description="How the teacher is asked.")
     filter: Filter = Field(default_factory=Filter, description="Which answers become lessons.")
     distil: Distil = Field(default_factory=Distil, description="How the student trains.")
@@ -73,7 +79,9 @@ class Recipe(Section):
         "without its signals.",
     )
     quantise: list[Kind] = Field(
-        ["Q4_K_M"], description="GGUF files to write; F16 is always written and checked."
+        ["Q4_K_M"],
+        description="GGUF files to write; F16 is always written and checked. With `classify` ONNX files: `int8` (the "
+        "default there) and `F32`.",
     )
     evaluate: Evaluate = Field(default_factory=Evaluate, description="How the models are measured.")
     export: Export = Field(default_factory=Export, description="What goes beside the model files.")
@@ -91,8 +99,20 @@ class Recipe(Section):
             raise ValueError(f"two links of the chain have one name: {', '.join(names)}")
         return chain
 
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_file(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("classify") is not None and "quantise" not in tree:
+            return {**tree, "quantise": ["int8"]}
+        return tree
+
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
+        if self.classify:
+            self._chooses()
+            return self
+        if "int8" in self.quantise:
+            raise ValueError("quantise: int8 is for classifiers; GGUF files of eight bits are Q8_0")
         if self.chain:  # each link and the last student have a teacher of their own, and are checked with it
             return self
         self._hears_its_teacher()
@@ -128,6 +148,43 @@ class Recipe(Section):
                 "an API gives its top log-probabilities only: set teach.signal.kind to top-k or none"
             )
         return self
+
+    def _chooses(self) -> None:
+        """A job of choosing among classes has only what belongs to one."""
+        student, distil, loss = self.student, self.distil, self.distil.loss
+        cut = student.prune
+        matched = [name for name, weight in loss.matched.items() if peak(weight) > 0]
+        refused = {
+            "teacher is no Hugging Face folder or hub id": self.foreign_teacher,
+            "chain": self.chain,
+            "align": self.align,
+            "student.lora": student.lora,
+            "student.prune of widths, or by influence (keep first or spread layers)": cut and cut.ranks,
+            "distil.rounds": distil.rounds,
+            "distil.curriculum": distil.curriculum,
+            f"distil.teacher {distil.teacher} (book, or live to match hidden states)": distil.teacher
+            not in ("book", "live"),
+            f"distil.loss.divergence {loss.divergence}": loss.divergence != "forward_kl",
+            f"distil.loss.{(matched or [''])[-1]} (hidden can be matched)": set(matched) - {"hidden"},
+            "teach.samples above 1": self.teach.samples > 1,
+            "teach.system": self.teach.system,
+            "prompts that are no questions with right answers": any(
+                one.form in ("corpus", "documents") or one.expand or one.answers == "given"
+                for one in self.prompts
+            ),
+            f"quantise {', '.join(self.quantise)} (int8 or F32, which are ONNX files)": {*self.quantise}
+            - {"int8", "F32"},
+            "evaluate.tasks with another score than exact": any(
+                task.score != "exact" for task in self.evaluate.tasks
+            ),
+        }
+        for what, found in refused.items():
+            if found:
+                raise ValueError(f"a job of choosing among classes cannot have {what}")
+        if ("hidden" in matched) != (distil.teacher == "live"):
+            raise ValueError(
+                "distil.loss.hidden above 0 and distil.teacher live belong together with classify"
+            )
 
     def _hears_its_teacher(self) -> None:
         """The soft loss has what it needs: signals, or a teacher that can be live, of a kind that fits the divergence."""

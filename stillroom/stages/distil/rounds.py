@@ -149,11 +149,7 @@ class _Rounds:
         stamp.write_text(str(number))
 
     def _copy_best(self) -> None:
-        scratch = self.folder / ".best.partial"
-        for folder in (scratch, self.folder / "best"):
-            shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(self.folder / "student", scratch)
-        scratch.rename(self.folder / "best")
+        self.stage.take(self.folder / "student", self.folder / "best")
 
     # What it writes, and what the teacher thinks of it.
 

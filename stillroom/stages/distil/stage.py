@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +13,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from stillroom.contracts.conversations import with_system
-from stillroom.contracts.files import digest, read_lines, storage, write_json
+from stillroom.contracts.files import digest, read_lines
 from stillroom.contracts.recipe import Distil
 from stillroom.contracts.records import Lesson, content_key, from_line
 from stillroom.lessons.teach.asking import read_run_prompts
@@ -28,6 +26,7 @@ from stillroom.training.adapters import add_lora, merged
 from stillroom.training.batches import MemoryRows, RowSource, TrainingRow
 from stillroom.training.bookrows import BookRows
 from stillroom.training.fitting import fit
+from stillroom.training.keeping import Keeping, write_model
 from stillroom.training.matching import Matching
 from stillroom.training.objective import Objective
 from stillroom.training.students import build_student, save_student
@@ -60,10 +59,7 @@ class DistilStage:
         self.renderer = Renderer.load(self.source, trust_remote_code=self.recipe.student.trust_remote_code)
         self.too_long: Counter[str] = Counter()
         self.without_signal = 0
-        self.trained_file = context.folder / "trained.json"
-        self.trained: dict[str, str] = (
-            json.loads(self.trained_file.read_text()) if self.trained_file.is_file() else {}
-        )
+        self.keeping = Keeping(context.folder)
         self.objective = _objective(self.recipe.distil)
         self.steps = 0
         self.validation: list[TrainingRow] = []
@@ -157,14 +153,9 @@ class DistilStage:
     def untaught(self, folder: Path) -> None:
         """Write the student before it has learned anything, unless it lies there."""
         mark = self.origin()
-        if self.trained.get("before") != mark or not (folder / "config.json").is_file():
+        if not self.keeping.holds("before", mark, folder):
             self.save(self.untrained(rounded=False), folder)
-            self.remember("before", mark)
-
-    def remember(self, name: str, mark: str) -> None:
-        """A model is whole: what it depends on goes into trained.json."""
-        self.trained[name] = mark
-        write_json(self.trained_file, self.trained)
+            self.keeping.remember("before", mark)
 
     def train(self, apprentice: Apprentice, way: Way | None = None) -> dict[str, Any]:
         """Train one model unless its mark holds; returns its counts.
@@ -173,21 +164,13 @@ class DistilStage:
             apprentice: the model.
             way: leaves the trained model in the apprentice's folder; default: one training over its rows.
         """
-        mark, done = self.mark(apprentice), self.context.folder / "checkpoints" / apprentice.name
-        counts_file = apprentice.metrics.with_name("training.json")
-        if self.trained.get(apprentice.name) == mark and (apprentice.folder / "config.json").is_file():
-            return json.loads(counts_file.read_text())
-        stamp = done / "mark"
-        if not (stamp.is_file() and stamp.read_text() == mark):
-            shutil.rmtree(done, ignore_errors=True)
-            done.mkdir(parents=True)
-            stamp.write_text(mark)
-        counts = (way or self._at_once)(apprentice, done)
-        write_json(counts_file, counts)
-        self.remember(apprentice.name, mark)
-        shutil.rmtree(done)
-        gc.collect()
-        return counts
+        return self.keeping.train(
+            apprentice.name,
+            self.mark(apprentice),
+            apprentice.folder,
+            apprentice.metrics.with_name("training.json"),
+            lambda checkpoints: (way or self._at_once)(apprentice, checkpoints),
+        )
 
     def _at_once(self, apprentice: Apprentice, checkpoints: Path) -> dict[str, Any]:
         student = self.beginner()
@@ -219,38 +202,18 @@ class DistilStage:
         )
 
     def save(self, student: Any, folder: Path) -> None:
-        """Write a model folder under a temporary name and rename it, so that it is whole or absent."""
-        with storage(folder):
-            self._replace(folder, self._written(student, folder))
-
-    def take(self, source: Path, folder: Path) -> None:
-        """As `save`, from a folder that `save` wrote, which stays."""
-        scratch = folder.with_name(f".{folder.name}.partial")
-        with storage(folder):
-            shutil.rmtree(scratch, ignore_errors=True)
-            shutil.copytree(source, scratch)
-            self._replace(folder, scratch)
-
-    def _written(self, student: Any, folder: Path) -> Path:
-        scratch = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(scratch, ignore_errors=True)
+        """Write a model folder, whole or not at all."""
         config = AutoConfig.from_pretrained(
             self.source, trust_remote_code=self.recipe.student.trust_remote_code
         )
         whole = merged(student, lambda: self.untrained(rounded=False))
-        save_student(whole, self.renderer.tokenizer, scratch, config.dtype)
-        return scratch
+        write_model(
+            folder, lambda scratch: save_student(whole, self.renderer.tokenizer, scratch, config.dtype)
+        )
 
-    @staticmethod
-    def _replace(folder: Path, scratch: Path) -> None:
-        """Move a written model into place, config.json last: without it no program takes the folder for a model."""
-        for item in folder.glob("*") if folder.is_dir() else ():
-            if item.name not in ("metrics.jsonl", "training.json"):
-                item.unlink() if item.is_file() else shutil.rmtree(item)
-        folder.mkdir(parents=True, exist_ok=True)
-        for item in sorted(scratch.iterdir(), key=lambda path: path.name == "config.json"):
-            item.replace(folder / item.name)
-        scratch.rmdir()
+    def take(self, source: Path, folder: Path) -> None:
+        """As `save`, from a folder that `save` wrote, which stays."""
+        write_model(folder, lambda scratch: shutil.copytree(source, scratch, dirs_exist_ok=True))
 
 
 def _objective(distil: Distil) -> Objective:

@@ -1,0 +1,12 @@
+"""Classifiers as ONNX files, whole or with weights of eight bits, each checked against the model it was made from.
+
+from stillroom.onnx import check_parity, export
+
+made = export("student", "student-int8", "int8")
+print(made.bytes, check_parity("student", "student-int8", ["How do I cancel?"]))
+"""
+
+from stillroom.onnx.export import Exported, export
+from stillroom.onnx.parity import Parity, check_parity
+
+__all__ = ["Exported", "Parity", "check_parity", "export"]

@@ -1,0 +1,47 @@
+"""The student becomes ONNX files, each checked against the Hugging Face student."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from itertools import islice
+from typing import Any, Literal
+
+from stillroom.contracts.errors import ParityError
+from stillroom.contracts.files import read_json, read_lines, write_json
+from stillroom.models.classes import question_text
+from stillroom.onnx import check_parity, export
+from stillroom.stages.context import StageContext
+
+_TEXTS = 256
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write quantise/student-KIND/ for F32 and every kind of the recipe; none where the recipe names none.
+
+    Raises:
+        ParityError: the whole file's log-probabilities or tokens differ from the student's.
+        MissingExtra: the libraries that write ONNX are not installed.
+    """
+    student, record = context.run.student, context.folder / "files.json"
+    lines = read_lines(context.run.need("filter") / "lessons.jsonl")
+    texts = [question_text(line["messages"]) for line in islice(lines, _TEXTS)]
+    wanted = context.recipe.quantise
+    kinds: list[Literal["F32", "int8"]] = ["F32"] if wanted else []
+    if "int8" in wanted:
+        kinds.append("int8")
+    files: dict[str, Any] = read_json(record) if record.is_file() else {}
+    with context.progress.meter("writing and checking", len(kinds), "files") as meter:
+        for kind in kinds:
+            out = context.folder / f"student-{kind}"
+            if kind not in files or not (out / "config.json").is_file():
+                made = export(student, out, kind, max_length=context.recipe.distil.max_length)
+                try:
+                    parity = check_parity(student, out, texts, exact=kind == "F32")
+                except ParityError:
+                    shutil.rmtree(out)
+                    raise
+                files[kind] = {**asdict(made), "parity": asdict(parity)}
+                write_json(record, files)
+            meter.advance(1, note=kind)
+    return {"files": files}
