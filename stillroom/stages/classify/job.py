@@ -62,10 +62,10 @@ class ClassJob:
         """The run's questions."""
         return read_run_prompts(self.context.run.need("prompts"))
 
-    def labelled(self) -> Iterator[tuple[str, list[str]]]:
-        """The texts to train on whose right classes are known, with them."""
+    def labelled(self, split: str) -> Iterator[tuple[str, list[str]]]:
+        """The texts of a split whose right classes are known, with them."""
         for prompt in self.prompts():
-            if prompt.reference is not None and prompt.split == "train":
+            if prompt.reference is not None and prompt.split == split:
                 yield question_text(prompt.messages), self.classes_of(prompt.reference)
 
     def classes_of(self, answer: str) -> list[str]:
