@@ -97,13 +97,19 @@ def _teach(run: Run) -> dict[str, Any]:
     }
     api = recipe.teacher.api
     content = base_url(api) if api else teacher_identity(recipe.teacher, run.base)
-    found = {
+    found: dict[str, Any] = {
         "teacher": who | {"content": content},
         "teach": asked,
         "student": _student_content(run),
         "distil": {"temperature": recipe.capture_temperature},
         "seed": recipe.seed,
     }
+    if not recipe.more_teachers:  # runs from before there were several still hold
+        del found["teacher"]["weight"], found["teacher"]["domains"]
+    else:
+        found["more teachers"] = [
+            _plain(one) | {"content": teacher_identity(one, run.base)} for one in recipe.more_teachers
+        ]
     if recipe.classify:  # the teacher may learn first, and the student has no say in what it reads
         del found["student"], found["distil"]
         found["classify"] = _plain(recipe.classify)
@@ -177,6 +183,9 @@ def _export(run: Run) -> dict[str, Any]:
     }
 
 
+_BOOKS = [f"signals{number}{end}" for number in ("", *range(-2, -10, -1)) for end in ("", ".origin")]
+"""The lesson books of all teachers, signals and signals-2 to signals-9, and whose each is."""
+
 STAGES = (
     Stage("prompts", _prompts, keeps=("expansion.jsonl",)),
     Stage(
@@ -185,8 +194,8 @@ STAGES = (
         reads=("prompts",),
         keeps=(
             "answers.jsonl",
-            "signals",
             "batches",
+            *_BOOKS,
             "classes.mark",
             "teacher",
             "teacher.json",

@@ -6,11 +6,15 @@ any of them and it is asked again, change none and never. The book in teach/sign
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from stillroom.contracts.recipe import Recipe
+from stillroom.contracts.files import write_atomically
+from stillroom.contracts.recipe import Recipe, Teacher
 from stillroom.contracts.records import Answer, Answerer, Reply, Request, Sampling
 from stillroom.lessons.teach.answered import AnswersFile, spent_by_others
 from stillroom.lessons.teach.asking import (
@@ -63,24 +67,77 @@ def run(context: StageContext) -> dict[str, Any]:
             counts = _ask(context, teacher, requests, file)
         if recipe.teach.signal.kind != "none":
             with AnswersFile(context.folder / "answers.jsonl") as file:
-                answers = _with_tools(recipe, identity, context, file)
-                good = (answer for answer in answers if answer.finish in ("stop", "length"))
-                counts |= capture_book(
-                    context.folder / "signals",
-                    recipe,
-                    good,
-                    teacher,
-                    renderer,
-                    context.progress,
-                )
+                good = _good_answers(recipe, identity, context, file)
+                book = _book_of(context, "signals", recipe.teacher)
+                counts |= capture_book(book, recipe, good, teacher, renderer, context.progress)
     finally:
         teacher.close()
+    if recipe.more_teachers:
+        counts["more teachers"] = _others(context, identity, renderer)
     return counts
 
 
-def _with_tools(recipe: Recipe, identity: str, context: StageContext, file: AnswersFile) -> Iterator[Answer]:
-    """The answers in the order of their requests, each with its question's tools: the lesson is laid out with them."""
+def _others(context: StageContext, identity: str, renderer: Renderer) -> dict[str, Any]:
+    """What the other teachers think of the first one's answers, a book each; one is in memory at a time."""
+    recipe, found = context.recipe, {}
+    claimed = {name for teacher in (recipe.teacher, *recipe.more_teachers) for name in teacher.domains}
+    for number, spec in enumerate(recipe.more_teachers, 2):
+        heard = partial(_hears, spec.domains, claimed)
+        model = _local(context, spec)
+        context.progress.say(f"  teacher {number}: {spec.model}")
+        try:
+            with AnswersFile(context.folder / "answers.jsonl") as file:
+                found[f"{number}: {spec.model}"] = capture_book(
+                    _book_of(context, f"signals-{number}", spec),
+                    recipe.model_copy(update={"teacher": spec}),
+                    _good_answers(recipe, identity, context, file, heard),
+                    model,
+                    renderer,
+                    context.progress,
+                )
+        finally:
+            model.close()
+    return found
+
+
+def _book_of(context: StageContext, name: str, teacher: Teacher) -> Path:
+    """The folder of a teacher's book, without what another model at the same place has left there."""
+    folder, stamp = context.folder / name, context.folder / f"{name}.origin"
+    identity = teacher_identity(teacher, context.run.base)
+    if stamp.is_file() and stamp.read_text() != identity:
+        shutil.rmtree(folder, ignore_errors=True)
+    write_atomically(stamp, identity)
+    return folder
+
+
+def _hears(domains: Collection[str], claimed: Collection[str], source: str) -> bool:
+    """Whether a teacher of these domains is heard of a source's lessons."""
+    return source in domains if source in claimed else not domains
+
+
+def _good_answers(
+    recipe: Recipe,
+    identity: str,
+    context: StageContext,
+    file: AnswersFile,
+    wanted: Callable[[str], bool] = lambda source: True,
+) -> Iterator[Answer]:
+    """The answers of wanted sources that may become lessons, in the order of their requests, each with its question's
+    tools: the lesson is laid out with them."""
+    answers = _with_tools(recipe, identity, context, file, wanted)
+    return (answer for answer in answers if answer.finish in ("stop", "length"))
+
+
+def _with_tools(
+    recipe: Recipe,
+    identity: str,
+    context: StageContext,
+    file: AnswersFile,
+    wanted: Callable[[str], bool],
+) -> Iterator[Answer]:
     for prompt in read_run_prompts(context.run.need("prompts")):
+        if not wanted(prompt.source):
+            continue
         for request in requests_of(recipe, identity, [prompt]):
             if answer := file.read(request.key):
                 yield replace(answer, tools=tools_of(prompt, recipe.teach.parameters))
@@ -88,14 +145,20 @@ def _with_tools(recipe: Recipe, identity: str, context: StageContext, file: Answ
 
 def _teacher(context: StageContext) -> Answerer:
     """The teacher, loaded or connected when something is first asked of it."""
-    recipe, base = context.recipe, context.run.base
+    recipe = context.recipe
     settings = recipe.teach
     if recipe.teacher.api:
         batches = context.folder / "batches"
         return WhenAsked(recipe.teacher.model, lambda: open_api_teacher(recipe.teacher, settings, batches))
+    return _local(context, recipe.teacher)
+
+
+def _local(context: StageContext, teacher: Teacher) -> WhenAsked:
+    """A teacher on this machine, loaded when something is first asked of it."""
+    recipe, base = context.recipe, context.run.base
     tokenizer = student_source(recipe, base)
-    sizes = {"batch_size": settings.batch_size, "concurrency": settings.concurrency}
-    return WhenAsked(recipe.teacher.model, lambda: open_teacher(recipe.teacher, base, tokenizer, **sizes))
+    sizes = {"batch_size": recipe.teach.batch_size, "concurrency": recipe.teach.concurrency}
+    return WhenAsked(teacher.model, lambda: open_teacher(teacher, base, tokenizer, **sizes))
 
 
 def _ask(

@@ -49,6 +49,17 @@ class Teacher(Section):
         "before the built-in ones.",
     )
 
+    weight: float = Field(
+        1.0,
+        gt=0,
+        description="Its share of the mixture, relative to the others, where there are several teachers.",
+    )
+    domains: list[str] = Field(
+        [],
+        description="Names of the prompts' files, where there are several teachers: of their lessons only those are heard "
+        "that name them, of all others those that name none.",
+    )
+
     @field_validator("api")
     @classmethod
     def _without_password(cls, api: str | None) -> str | None:

@@ -52,7 +52,13 @@ class Recipe(Section):
 
     name: str = Field(description="The run's name; its folder is runs/NAME.")
     seed: int = Field(0, description="Seeds every random choice.")
-    teacher: Teacher = Field(description="The model that is asked.")
+    teacher: Teacher = Field(
+        description="The model that is asked; or a list: the first is asked, and what all of them think of its answers is "
+        "mixed."
+    )
+    more_teachers: list[Teacher] = Field(
+        [], description="The others of such a list: local models with the student's tokens."
+    )
     student: Student = Field(description="The model that learns.")
     prompts: list[PromptSource] = Field(description="Where the questions come from.", min_length=1)
     mix: Mix = Field(default_factory=Mix, description="How many questions are taken of all sources together.")
@@ -101,7 +107,10 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _kind_of_file(cls, tree: Any) -> Any:
+    def _short_forms(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("teacher"), list) and tree["teacher"]:
+            first, *others = tree["teacher"]
+            tree = {**tree, "teacher": first, "more_teachers": [*others, *tree.get("more_teachers", [])]}
         if isinstance(tree, dict) and tree.get("classify") is not None and "quantise" not in tree:
             return {**tree, "quantise": ["int8"]}
         return tree
@@ -113,6 +122,8 @@ class Recipe(Section):
             return self
         if "int8" in self.quantise:
             raise ValueError("quantise: int8 is for classifiers; GGUF files of eight bits are Q8_0")
+        if self.more_teachers:
+            self._mixes()
         if self.chain:  # each link and the last student have a teacher of their own, and are checked with it
             return self
         self._hears_its_teacher()
@@ -149,6 +160,27 @@ class Recipe(Section):
             )
         return self
 
+    def _mixes(self) -> None:
+        """Several teachers are heard through books over the same tokens."""
+        named = {name for teacher in (self.teacher, *self.more_teachers) for name in teacher.domains}
+        files = {re.sub(r".*/", "", source.file) for source in self.prompts}
+        if unknown := sorted(named - files):
+            raise ValueError(
+                f"teacher.domains names {', '.join(unknown)}, but the prompts' files are {', '.join(sorted(files))}"
+            )
+        if self.teacher.domains and not any(not teacher.domains for teacher in self.more_teachers):
+            raise ValueError("every teacher has domains: leave them out of one, for all other lessons")
+        if foreign := [teacher.model for teacher in self.more_teachers if teacher.api]:
+            raise ValueError(
+                f"{foreign[0]} answers over an API and cannot read what another teacher wrote: only the first may"
+            )
+        if self.chain or self.distil.rounds or self.distil.teacher != "book":
+            raise ValueError(
+                "several teachers are heard through a book: leave chain, distil.rounds and distil.teacher out"
+            )
+        if self.teach.signal.kind not in ("head+draws", "top-k"):
+            raise ValueError("several teachers are mixed by teach.signal.kind head+draws, or top-k")
+
     def _chooses(self) -> None:
         """A job of choosing among classes has only what belongs to one."""
         student, distil, loss = self.student, self.distil, self.distil.loss
@@ -156,6 +188,7 @@ class Recipe(Section):
         matched = [name for name, weight in loss.matched.items() if peak(weight) > 0]
         refused = {
             "teacher is no Hugging Face folder or hub id": self.foreign_teacher,
+            "several teachers": self.more_teachers,
             "chain": self.chain,
             "align": self.align,
             "student.lora": student.lora,

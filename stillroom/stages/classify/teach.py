@@ -108,7 +108,8 @@ def _prepared(job: ClassJob, spec: Prepare) -> dict[str, Any]:
         )
         encoder = TextEncoder(origin, model.config, settings.max_length, trust)
         rows = ClassRows(
-            (encoder([text])[0], places(names, labels), content_key(text)) for text, names in job.labelled("train")
+            (encoder([text])[0], places(names, labels), content_key(text))
+            for text, names in job.labelled("train")
         )
         if not len(rows):
             raise DataError("no question to train on has a right answer", do="give labelled questions")

@@ -46,6 +46,13 @@ class Apprentice:
     rows: Callable[[], RowSource]
 
 
+@dataclass(frozen=True)
+class Taught(Rendered):
+    """A lesson as tokens, and the source of its question."""
+
+    source: str
+
+
 Way = Callable[[Apprentice, Path], dict[str, Any]]
 """Trains a model, with its checkpoints in a folder, and returns its counts."""
 
@@ -106,7 +113,7 @@ class DistilStage:
                 if len(rendered.ids) > self.recipe.distil.max_length:
                     too_long += 1
                 else:
-                    yield rendered
+                    yield Taught(rendered.ids, rendered.mask, lesson.source)
         self.too_long[split] = too_long  # once read to the end, however often
 
     def labels(self) -> Iterator[Rendered]:
@@ -121,14 +128,25 @@ class DistilStage:
         """Rows with the signals of the run's book, or without."""
         if not signals:
             return MemoryRows((row.ids, row.mask) for row in lessons)
+        folder, others = self.context.run.need("teach"), self.recipe.more_teachers
         book = BookRows.open(
-            self.context.run.need("teach") / "signals",
+            folder / "signals",
             lessons,
+            others=[folder / f"signals-{number}" for number in range(2, 2 + len(others))],
+            weights=self._weights if others else None,
             tokenizer_hash=self.renderer.tokenizer_hash,
             temperature=self.recipe.capture_temperature,
         )
         self.without_signal += book.missing
         return book
+
+    def _weights(self, row: Rendered) -> list[float]:
+        """How much each teacher counts for a lesson: those of its source's domain, else those of none."""
+        assert isinstance(row, Taught)
+        teachers = (self.recipe.teacher, *self.recipe.more_teachers)
+        expert = any(row.source in teacher.domains for teacher in teachers)
+        heard = [row.source in teacher.domains if expert else not teacher.domains for teacher in teachers]
+        return [teacher.weight * hears for teacher, hears in zip(teachers, heard, strict=True)]
 
     def mark(self, apprentice: Apprentice) -> str:
         """All that a trained model depends on."""
