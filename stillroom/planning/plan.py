@@ -52,6 +52,10 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
     yield f"run            {run.path}"
     for label, text in asked.lines:
         yield f"{label:<14} {text}"
+    if recipe.classify:
+        yield from _classifier_lines(recipe, asked.answers)
+        yield _machine_line()
+        return
     teacher, student = _shapes(run)
     if teacher:
         yield f"teacher        {teacher.parameters:,} parameters"
@@ -70,13 +74,37 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
         yield from _capture_lines(run, asked, teacher, student)
     if answers < 500:
         yield f"  warning: {answers} lessons: under 500 a student memorises examples rather than learns the task"
-    steps = recipe.distil.steps or round(recipe.distil.epochs * answers / recipe.distil.batch_size)
-    yield f"steps          {steps:,} of {recipe.distil.batch_size} lessons; as many for each of {_listed(recipe.baselines)}"
+    yield _steps_line(recipe, answers)
     if rounds := recipe.distil.rounds:
         spared = "" if recipe.distil.teacher != "book" else ", each scored by the teacher"
         yield f"rounds         {rounds.count} of up to {rounds.questions} answers by the student{spared}"
     yield f"files          {_listed(['F16', *recipe.quantise])}"
-    yield f"this machine   {cores()} cores, {size(memory_bytes())} of memory, {size(shutil.disk_usage('.').free)} of disk"
+    yield _machine_line()
+
+
+def _steps_line(recipe: Recipe, lessons: int) -> str:
+    steps = recipe.distil.steps or round(recipe.distil.epochs * lessons / recipe.distil.batch_size)
+    return f"steps          {steps:,} of {recipe.distil.batch_size} lessons; as many for each of {_listed(recipe.baselines)}"
+
+
+def _machine_line() -> str:
+    return f"this machine   {cores()} cores, {size(memory_bytes())} of memory, {size(shutil.disk_usage('.').free)} of disk"
+
+
+def _classifier_lines(recipe: Recipe, questions: int) -> Iterator[str]:
+    """What a job of choosing among classes comes to."""
+    spec = recipe.classify
+    assert spec is not None
+    several = "any number of classes" if spec.several else "one class"
+    labels = f"{spec.labels} right answers of each class" if spec.labels else "all right answers"
+    yield f"classes        {several} a question; {labels} are used"
+    if spec.prepare:
+        yield f"teacher        learns them first, {spec.prepare.epochs:g} passes over the questions with a right answer"
+    copies = spec.masked.copies if spec.masked else 0
+    if copies:
+        yield f"copies         {copies * questions:,} questions with hidden words"
+    yield _steps_line(recipe, questions * (1 + copies))
+    yield f"files          {_listed(['F32', *recipe.quantise]) if recipe.quantise else 'the Hugging Face folder alone'}"
 
 
 def _beside(recipe: Recipe, teacher: Shape | None, student: Shape) -> int:

@@ -45,6 +45,13 @@ def model_file(path: Path) -> Path:
             )
         return path
     run = Run.open(path)
+    if run.recipe.classify:
+        raise RunError(
+            "a student that chooses among classes cannot hold conversations",
+            got=f"{path}, whose recipe has `classify`",
+            expected="a student that writes",
+            do=f"{path / 'export' / 'README.md'} says how to call it",
+        )
     kinds = [*run.recipe.quantise, "F16"]
     file = run.need("quantise") / f"student-{kinds[0]}.gguf"
     if not file.is_file():

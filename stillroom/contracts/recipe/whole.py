@@ -47,6 +47,12 @@ def plain_name(name: str) -> str:
     return name
 
 
+def _or_list(schema: dict[str, Any]) -> None:
+    """One of these, or several."""
+    one = {"$ref": schema.pop("$ref")}
+    schema["anyOf"] = [one, {"type": "array", "items": one, "minItems": 1}]
+
+
 class Recipe(Section):
     """A whole distillation."""
 
@@ -54,7 +60,8 @@ class Recipe(Section):
     seed: int = Field(0, description="Seeds every random choice.")
     teacher: Teacher = Field(
         description="The model that is asked; or a list: the first is asked, and what all of them think of its answers is "
-        "mixed."
+        "mixed.",
+        json_schema_extra=_or_list,
     )
     more_teachers: list[Teacher] = Field(
         [], description="The others of such a list: local models with the student's tokens."
