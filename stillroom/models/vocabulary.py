@@ -26,8 +26,8 @@ def check_same_vocabulary(teacher: Path | str, student: Path | str) -> None:
         "teacher and student have different vocabularies, so the teacher's signals mean nothing to the student",
         got=f"{len(teachers):,} tokens and {len(students):,} tokens, of which {max(differing, 1):,} differ",
         expected="the same tokenizer",
-        do="choose a student of the teacher's family, or learn from its text alone: "
-        "distil.loss: {hard: 1, soft: 0} and teach.signal.kind: none",
+        do="set teacher.tokens to own, which carries its signals over; choose a student of the teacher's family; or learn "
+        "from its text alone: distil.loss: {hard: 1, soft: 0} and teach.signal.kind: none",
     )
 
 

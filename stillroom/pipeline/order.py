@@ -106,6 +106,8 @@ def _teach(run: Run) -> dict[str, Any]:
     }
     if not recipe.more_teachers:  # runs from before there were several still hold
         del found["teacher"]["weight"], found["teacher"]["domains"]
+        if recipe.teacher.tokens == "student":
+            del found["teacher"]["tokens"]
     else:
         found["more teachers"] = [
             _plain(one) | {"content": teacher_identity(one, run.base)} for one in recipe.more_teachers

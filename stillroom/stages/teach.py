@@ -69,7 +69,8 @@ def run(context: StageContext) -> dict[str, Any]:
             with AnswersFile(context.folder / "answers.jsonl") as file:
                 good = _good_answers(recipe, identity, context, file)
                 book = _book_of(context, "signals", recipe.teacher)
-                counts |= capture_book(book, recipe, good, teacher, renderer, context.progress)
+                scorer = _scorer(teacher, recipe.teacher, renderer)
+                counts |= capture_book(book, recipe, good, scorer, renderer, context.progress)
     finally:
         teacher.close()
     if recipe.more_teachers:
@@ -91,13 +92,22 @@ def _others(context: StageContext, identity: str, renderer: Renderer) -> dict[st
                     _book_of(context, f"signals-{number}", spec),
                     recipe.model_copy(update={"teacher": spec}),
                     _good_answers(recipe, identity, context, file, heard),
-                    model,
+                    _scorer(model, spec, renderer),
                     renderer,
                     context.progress,
                 )
         finally:
             model.close()
     return found
+
+
+def _scorer(model: Any, spec: Teacher, renderer: Renderer) -> Any:
+    """Who tells logits over the student's tokens: the teacher, or what is carried over from its own."""
+    if spec.tokens == "student":
+        return model
+    from stillroom.models.carrying import CarriedTeacher
+
+    return CarriedTeacher(model, renderer)
 
 
 def _book_of(context: StageContext, name: str, teacher: Teacher) -> Path:

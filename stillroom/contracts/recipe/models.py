@@ -49,6 +49,11 @@ class Teacher(Section):
         "before the built-in ones.",
     )
 
+    tokens: Literal["student", "own"] = Field(
+        "student",
+        description="`own`: its tokenizer is another than the student's, and what it thinks is carried over to the "
+        "student's tokens wherever a token of both begins at the same place (a local teacher, heard through a book).",
+    )
     weight: float = Field(
         1.0,
         gt=0,

@@ -131,6 +131,7 @@ class Recipe(Section):
             raise ValueError("quantise: int8 is for classifiers; GGUF files of eight bits are Q8_0")
         if self.more_teachers:
             self._mixes()
+        self._carries_over()
         if self.chain:  # each link and the last student have a teacher of their own, and are checked with it
             return self
         self._hears_its_teacher()
@@ -167,6 +168,21 @@ class Recipe(Section):
             )
         return self
 
+    def _carries_over(self) -> None:
+        """Teachers with tokens of their own are heard through a book that the teach stage writes."""
+        foreign = [one for one in (self.teacher, *self.more_teachers) if one.tokens == "own"]
+        if not foreign:
+            return
+        if any(one.api for one in foreign):
+            raise ValueError(
+                "teacher.tokens own is for local teachers: an API's tokens are compared as text anyway, leave it out"
+            )
+        if self.distil.rounds or self.distil.teacher != "book" or self.teach.signal.kind == "hidden":
+            raise ValueError(
+                "a teacher with tokens of its own is heard through a book of kind head+draws or top-k: leave "
+                "distil.rounds and distil.teacher out"
+            )
+
     def _mixes(self) -> None:
         """Several teachers are heard through books over the same tokens."""
         named = {name for teacher in (self.teacher, *self.more_teachers) for name in teacher.domains}
@@ -196,6 +212,7 @@ class Recipe(Section):
         refused = {
             "teacher is no Hugging Face folder or hub id": self.foreign_teacher,
             "several teachers": self.more_teachers,
+            "teacher.tokens own": self.teacher.tokens == "own",
             "chain": self.chain,
             "align": self.align,
             "student.lora": student.lora,

@@ -18,6 +18,7 @@ from stillroom.lessons.teach.alternatives import append_alternatives
 from stillroom.lessons.teach.answers import lesson_messages
 from stillroom.lessons.teach.asking import windows
 from stillroom.lessons.teach.states import append_states, open_states
+from stillroom.models.carrying import Laid
 from stillroom.models.endpoint import Endpoint
 from stillroom.models.rendering import Rendered, Renderer
 from stillroom.models.vllm_scoring import MOST, VllmScorer
@@ -169,7 +170,7 @@ def _lessons(
         messages = lesson_messages(answer.messages, reasoning=recipe.teach.reasoning)
         rendered = renderer.lesson(messages, complete=answer.finish == "stop", tools=answer.tools)
         if rendered.selected and len(rendered.ids) <= recipe.distil.max_length:
-            yield answer, rendered
+            yield answer, Laid(rendered.ids, rendered.mask, messages, answer.finish == "stop", answer.tools)
 
 
 def _from_logits(book: Book, rows: Sequence[Rendered], teacher: Scorer, signal: Any, meter: Meter) -> None:
