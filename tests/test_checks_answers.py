@@ -115,6 +115,27 @@ def test_mathematics_is_compared_by_value_and_never_evaluated_as_python(
 
 
 @pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        (r"\boxed{\sin^2 x+\cos^2 x}", "1", True),
+        (r"\boxed{\{1,2\} \cup \{3\}}", r"\{1,2,3\}", True),
+        (r"\boxed{x \in (-\infty, 2]}", r"(-\infty,2]", True),
+        (r"\boxed{\frac{1}{2}\log 4}", r"\log 2", True),
+        (r"\boxed{\binom{5}{2}}", "10", True),
+        (r"\boxed{\binom{5}{2}}", "11", False),
+        (r"\boxed{\{1,2\}}", r"\{1,2,3\}", False),
+    ],
+)
+def test_math_verify_has_the_last_word_where_it_is_installed(
+    answer: str, reference: str, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("math_verify")
+    assert same_mathematics(answer, reference) is right
+    monkeypatch.setattr("stillroom.checks.symbolic.installed", lambda: False)
+    assert same_mathematics(answer, reference) is False
+
+
+@pytest.mark.parametrize(
     ("text", "letter"),
     [
         ("B", "B"),

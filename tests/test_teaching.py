@@ -20,7 +20,7 @@ from stillroom.contracts.progress import Meter, Progress
 from stillroom.contracts.records import Prompt, Reply, Request, Sampling, content_key
 from stillroom.lessons.teach.answered import AnswersFile, Totals, answer_of
 from stillroom.lessons.teach.answers import assistant_turn, lesson_messages
-from stillroom.lessons.teach.asking import Asking, requests_of
+from stillroom.lessons.teach.asking import Asking, beginnings_together, requests_of
 from stillroom.lessons.teach.bill import Bill
 from stillroom.lessons.teach.keyed import KeyTable
 from stillroom.lessons.teach.outlook import look_ahead, outlook_lines
@@ -448,3 +448,16 @@ def test_what_cannot_work_is_refused_before_the_first_request(
             progress=Progress(),
         )
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_questions_that_begin_alike_go_out_side_by_side_and_all_others_as_they_came():
+    documents = ["the red book " * 100, "the blue book " * 100]
+    asked = [
+        Request(
+            f"{n}",
+            [{"role": "user", "content": documents[n % 2] + f" question {n}" if n < 6 else f"short {n}"}],
+        )
+        for n in (0, 1, 6, 2, 3, 7, 4, 5)
+    ]
+    keys = [request.key for request in beginnings_together(asked)]
+    assert keys == ["0", "2", "4", "1", "3", "5", "6", "7"]

@@ -1,8 +1,8 @@
 r"""Mathematical answers that are more than a number: do two of them mean the same?
 
 LaTeX and plain notation are read into arithmetic over numbers, pi and variables (never evaluated as Python), and two
-expressions are the same where they agree at several points. What
-cannot be read is compared as text, spacing and size commands apart.
+expressions are the same where they agree at several points. What cannot be read is compared as text, spacing and size
+commands apart, and, where math-verify is installed, by computer algebra.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from stillroom.checks.numbers import final_number, final_part, numbers
 from stillroom.checks.reasoning import strip_reasoning
+from stillroom.checks.symbolic import same_by_algebra
 
 _LONGEST = 400
 _TOLERANCE = 1e-9
@@ -48,7 +49,12 @@ def same_mathematics(answer_text: str, reference_text: str) -> bool:
     if given is not None and _same(_clean(given), _clean(wanted)):
         return True
     if _is_number(wanted):
-        return final_number(answer_text) is not None and final_number(answer_text) == final_number(wanted)
+        number = final_number(answer_text)
+        if number is not None and number == final_number(wanted):
+            return True
+        return given is not None and not _is_number(given) and same_by_algebra(given, wanted)
+    if given is not None and same_by_algebra(given, wanted):
+        return True
     return given is None and _same(_clean(strip_reasoning(answer_text)), _clean(wanted))
 
 

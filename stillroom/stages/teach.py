@@ -19,6 +19,7 @@ from stillroom.contracts.records import Answer, Answerer, Reply, Request, Sampli
 from stillroom.lessons.teach.answered import AnswersFile, spent_by_others
 from stillroom.lessons.teach.asking import (
     LoggedRequest,
+    beginnings_together,
     read_run_prompts,
     requests_of,
     sampling_of,
@@ -198,7 +199,8 @@ def _ask(
         "teacher answers", outlook.requests, "answers", done=outlook.answered
     ) as meter:
         panel = Panel(meter, outlook.requests, outlook.answered)
-        taught = teach(take_logged(requests(), file), answerer, sampling, file, bill, panel)
+        asked = beginnings_together(requests()) if recipe.teacher.api else requests()
+        taught = teach(take_logged(asked, file), answerer, sampling, file, bill, panel)
     conclude(taught, bill)
     return {
         "answers": outlook.requests,

@@ -21,6 +21,10 @@ API_TOP_LOGPROBS = 20
 """The most alternatives a token that OpenAI-compatible APIs give."""
 
 UNNAMED = "a model that the log does not name"
+_SIDE_BY_SIDE = 4096
+"""Requests that are sorted together by how they begin."""
+_ALIKE = 1000
+"""So many characters, a good part of the 1,024 tokens from which on providers cache, make a beginning the same."""
 _TOGETHER = 500
 """Answers of logs that are synced together."""
 
@@ -181,6 +185,26 @@ def requests_of(recipe: Recipe, teacher: str, prompts: Iterable[Prompt]) -> Iter
         yield from asking.about(
             prompt, api=recipe.teacher.api is not None, logged=teach.logged_answers == "take"
         )
+
+
+def beginnings_together(requests: Iterable[Request]) -> Iterator[Request]:
+    """The requests with those side by side that begin alike, so that a provider finds their beginning in its cache.
+
+    What begins alike has the same system prompt, tools and first part of its question, such as a document. Order is kept
+    otherwise; a bounded number of requests is looked at together.
+    """
+    for window in windows(requests, _SIDE_BY_SIDE):
+        groups: dict[object, list[Request]] = {}
+        for request in window:
+            groups.setdefault(_beginning(request), []).append(request)
+        for group in groups.values():
+            yield from group
+
+
+def _beginning(request: Request) -> object:
+    tools = request.parameters.get("tools") if isinstance(request, ChatRequest) else None
+    opening = "\n".join(str(message.get("content")) for message in request.messages[:2])
+    return content_key(tools), opening[:_ALIKE]
 
 
 def take_logged(requests: Iterable[Request], file: AnswersFile) -> Iterator[Request]:

@@ -18,7 +18,14 @@ from stillroom.contracts.records import Answer, Answerer, Request, Sampling, fro
 from stillroom.lessons.prompts.questions import Question
 from stillroom.lessons.prompts.sources import question_of, read_questions
 from stillroom.lessons.teach.answered import AnswersFile, Totals
-from stillroom.lessons.teach.asking import Asking, KnownRequest, RunPrompt, take_logged, tools_of
+from stillroom.lessons.teach.asking import (
+    Asking,
+    KnownRequest,
+    RunPrompt,
+    beginnings_together,
+    take_logged,
+    tools_of,
+)
 from stillroom.lessons.teach.bill import Bill
 from stillroom.lessons.teach.outlook import Outlook, look_ahead, outlook_lines
 from stillroom.lessons.teach.teach_settings import check_ways
@@ -154,7 +161,7 @@ def teach_file(
             progress.meter("teacher answers", total, "answers", done=done) as meter,
         ):
             panel = Panel(meter, total, done)
-            asked = take_logged(requests(progress.say if unknown else _silent), file)
+            asked = take_logged(beginnings_together(requests(progress.say if unknown else _silent)), file)
             taught = teach(asked, answerer, sampling, file, bill, panel, _print if echo else None)
     finally:
         answerer.close()
