@@ -148,6 +148,10 @@ def test_every_recipe_that_comes_along_is_valid_and_can_be_planned(tmp_path: Pat
         for source in recipe.prompts:
             place = (folder / source.file).resolve()
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+            if place.suffix == ".csv":
+                rows = [f'"{row["prompt"]}",{number % 2}' for number, row in enumerate(QUESTIONS)]
+                place.write_text("\n".join(["text,category", *rows]))
+            else:
+                place.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
         found = told(Run(folder / "run", recipe, folder))
         assert f"x {recipe.teach.samples} answers from {recipe.teacher.model}" in found

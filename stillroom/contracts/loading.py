@@ -87,10 +87,19 @@ def build_recipe(tree: dict[str, Any], where: str = "the recipe") -> Recipe:
     Raises:
         RecipeError: with a suggestion where a key is unknown.
     """
+    tree = _teachers_apart(tree)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise _explain(error, where, tree) from None
+
+
+def _teachers_apart(tree: dict[str, Any]) -> dict[str, Any]:
+    """A list of teachers as the first one and the others."""
+    listed = tree.get("teacher")
+    if not isinstance(listed, list) or not listed or "more_teachers" in tree:
+        return tree
+    return {**tree, "teacher": listed[0], **({"more_teachers": listed[1:]} if listed[1:] else {})}
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

@@ -62,7 +62,7 @@ def model_card(run: Run, files: list[Path], *, ollama: bool = True) -> str:
     )
 
 
-def _loss(distil: Distil, *, classes: bool) -> str:
+def _loss(distil: Distil, *, classes: bool = False) -> str:
     """The training loss in words."""
     loss = distil.loss
     divergence = "forward KL" if loss.divergence == "forward_kl" else loss.divergence.replace("_", " ")

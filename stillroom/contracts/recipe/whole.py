@@ -114,10 +114,7 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and isinstance(tree.get("teacher"), list) and tree["teacher"]:
-            first, *others = tree["teacher"]
-            tree = {**tree, "teacher": first, "more_teachers": [*others, *tree.get("more_teachers", [])]}
+    def _kind_of_file(cls, tree: Any) -> Any:
         if isinstance(tree, dict) and tree.get("classify") is not None and "quantise" not in tree:
             return {**tree, "quantise": ["int8"]}
         return tree
