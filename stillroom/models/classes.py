@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -109,7 +109,3 @@ def hidden_words(text: str, *, share: float, key: str, mark: str) -> str:
     for place in draw.choice(len(words), count, replace=False):
         words[place] = mark
     return " ".join(words)
-
-
-Reader = Callable[[Sequence[str]], Logits]
-"""Texts to logits."""

@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stillroom.contracts.errors import MissingExtra, ModelError
-from stillroom.contracts.files import whole_file, write_json
+from stillroom.contracts.files import read_json, storage, write_json
 from stillroom.models.classifier import TextEncoder, load_classifier
 from stillroom.models.onnx_classifier import MODEL
-
-Kind = Literal["F32", "int8"]
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,12 @@ class _Logits(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
-def export(model_dir: Path | str, out: Path | str, kind: Kind = "F32", *, max_length: int = 512) -> Exported:
-    """Write a folder with model.onnx, config.json and tokenizer.json.
-
-    `int8` rounds the weights of matrices and embeddings to eight bits, a scale for each output of a matrix; what comes in
-    is rounded as it comes (dynamic quantisation).
+def export(model_dir: Path | str, out: Path | str, *, max_length: int = 512) -> Exported:
+    """Write a folder with model.onnx in float32, config.json and tokenizer.json.
 
     Args:
         model_dir: the classifier, a Hugging Face folder.
         out: the folder to write.
-        kind: "F32" or "int8".
         max_length: tokens of a text that are read, if the model can read as many.
 
     Raises:
@@ -64,6 +59,49 @@ def export(model_dir: Path | str, out: Path | str, kind: Kind = "F32", *, max_le
         ModelError: the model cannot be loaded or converted.
         StorageFault: the disk is full.
     """
+    _quantiser()  # before the work
+    out = Path(out)
+    model = load_classifier(model_dir).eval()
+    encoder = TextEncoder(model_dir, model.config, max_length)
+    out.mkdir(parents=True, exist_ok=True)
+    encoder.tokenizer.save_pretrained(out)
+    count = sum(weight.numel() for weight in model.parameters())
+    told = {"stillroom_max_length": encoder.max_length, "stillroom_parameters": count}
+    write_json(out / "config.json", {**model.config.to_dict(), **told})
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        written = Path(scratch) / MODEL
+        _convert(model, written)
+        written.replace(out / MODEL)
+    return Exported((out / MODEL).stat().st_size, count)
+
+
+def round_weights(whole: Path | str, out: Path | str) -> Exported:
+    """Write a folder like the one that `export` wrote, with weights of eight bits.
+
+    The weights of matrices and embeddings are rounded, a scale for each output of a matrix; what comes in is rounded as it
+    comes (dynamic quantisation).
+
+    Args:
+        whole: the folder of `export`.
+        out: the folder to write.
+
+    Raises:
+        MissingExtra: the libraries are not installed.
+        StorageFault: the disk is full.
+    """
+    quantize, kind = _quantiser()
+    whole, out = Path(whole), Path(out)
+    with storage(out):
+        shutil.copytree(whole, out, dirs_exist_ok=True, ignore=lambda *_: [MODEL])
+        with tempfile.TemporaryDirectory(dir=out) as scratch, _quiet():
+            quantize(whole / MODEL, Path(scratch) / MODEL, per_channel=True, weight_type=kind)
+            (Path(scratch) / MODEL).replace(out / MODEL)
+    count = read_json(out / "config.json")["stillroom_parameters"]
+    return Exported((out / MODEL).stat().st_size, count)
+
+
+def _quantiser() -> tuple[Any, Any]:
+    """onnxruntime's quantiser and its name for eight bits, where all that writes ONNX is installed."""
     try:
         import onnxscript  # noqa: F401  # torch's exporter writes through it
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -71,24 +109,7 @@ def export(model_dir: Path | str, out: Path | str, kind: Kind = "F32", *, max_le
         raise MissingExtra(
             "the libraries that write ONNX are not installed", do="pip install 'stillroom[onnx]'"
         ) from None
-    out = Path(out)
-    model = load_classifier(model_dir).eval()
-    encoder = TextEncoder(model_dir, model.config, max_length)
-    out.mkdir(parents=True, exist_ok=True)
-    encoder.tokenizer.save_pretrained(out)
-    write_json(out / "config.json", {**model.config.to_dict(), "stillroom_max_length": encoder.max_length})
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        written = Path(scratch) / MODEL
-        _convert(model, written)
-        if kind == "int8":
-            whole, written = written, Path(scratch) / "int8.onnx"
-            with _quiet():
-                quantize_dynamic(whole, written, per_channel=True, weight_type=QuantType.QInt8)
-        with whole_file(out / MODEL) as file, written.open("rb") as source:
-            while block := source.read(8 << 20):
-                file.write(block)
-    count = sum(weight.numel() for weight in model.parameters())
-    return Exported((out / MODEL).stat().st_size, count)
+    return quantize_dynamic, QuantType.QInt8
 
 
 def _convert(model: Any, path: Path) -> None:

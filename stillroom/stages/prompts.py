@@ -12,13 +12,13 @@ from typing import Any, Literal
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_lines, write_lines
 from stillroom.contracts.progress import Meter
-from stillroom.contracts.recipe import PromptSource, Recipe
+from stillroom.contracts.recipe import EXPANDED, PromptSource, Recipe
 from stillroom.contracts.records import Prompt, content_key, from_line, to_line
 from stillroom.lessons.expand.diversity import Embed, Reservoir, diversity
 from stillroom.lessons.expand.expanding import Expanding
 from stillroom.lessons.prompts.mixing import Stock, choose, interleave, quotas
 from stillroom.lessons.prompts.questions import Question, conversation_key, question_key, user_text
-from stillroom.lessons.prompts.sources import evaluation_sources, read_questions, source_title
+from stillroom.lessons.prompts.sources import evaluation_sources, read_questions
 from stillroom.lessons.teach.keyed import KeyTable
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
@@ -169,7 +169,7 @@ def _pools(context: StageContext) -> list[_Pool]:
 
     return [
         _Pool(
-            source_title(source),
+            source.title,
             source,
             context.run.locate(source.file),
             blocks=blocks if source.form == "corpus" else None,
@@ -184,7 +184,7 @@ def _invented(context: StageContext) -> tuple[list[_Pool], dict[str, dict[str, i
     pools, told = [], {}
     for place, source in enumerate(context.recipe.prompts):
         if source.expand:
-            title = f"{source_title(source)}, expanded"
+            title = source.title + EXPANDED
             path = context.folder / f"invented-{place}.jsonl"
             expanding = Expanding(context.run, context.folder, context.progress, source, source.expand)
             told[title] = expanding.write(path)

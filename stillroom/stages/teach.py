@@ -7,9 +7,8 @@ any of them and it is asked again, change none and never. The book in teach/sign
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from stillroom.lessons.teach.asking import (
     requests_of,
     sampling_of,
     take_logged,
+    teacher_weights,
     tools_of,
     windows,
 )
@@ -82,9 +82,7 @@ def run(context: StageContext) -> dict[str, Any]:
 def _others(context: StageContext, identity: str, renderer: Renderer) -> dict[str, Any]:
     """What the other teachers think of the first one's answers, a book each; one is in memory at a time."""
     recipe, found = context.recipe, {}
-    claimed = {name for teacher in (recipe.teacher, *recipe.more_teachers) for name in teacher.domains}
     for number, spec in enumerate(recipe.more_teachers, 2):
-        heard = partial(_hears, spec.domains, claimed)
         model = _local(context, spec)
         context.progress.say(f"  teacher {number}: {spec.model}")
         try:
@@ -92,7 +90,7 @@ def _others(context: StageContext, identity: str, renderer: Renderer) -> dict[st
                 found[f"{number}: {spec.model}"] = capture_book(
                     _book_of(context, f"signals-{number}", spec),
                     recipe.model_copy(update={"teacher": spec}),
-                    _good_answers(recipe, identity, context, file, heard),
+                    _good_answers(recipe, identity, context, file, number),
                     _scorer(model, spec, renderer),
                     renderer,
                     context.progress,
@@ -121,21 +119,16 @@ def _book_of(context: StageContext, name: str, teacher: Teacher) -> Path:
     return folder
 
 
-def _hears(domains: Collection[str], claimed: Collection[str], source: str) -> bool:
-    """Whether a teacher of these domains is heard of a source's lessons."""
-    return source in domains if source in claimed else not domains
-
-
 def _good_answers(
     recipe: Recipe,
     identity: str,
     context: StageContext,
     file: AnswersFile,
-    wanted: Callable[[str], bool] = lambda source: True,
+    teacher: int = 1,
 ) -> Iterator[Answer]:
-    """The answers of wanted sources that may become lessons, in the order of their requests, each with its question's
-    tools: the lesson is laid out with them."""
-    answers = _with_tools(recipe, identity, context, file, wanted)
+    """The answers that may become lessons and that this teacher, counted from 1, is heard of, in the order of their
+    requests, each with its question's tools: the lesson is laid out with them. The first one's book holds them all."""
+    answers = _with_tools(recipe, identity, context, file, teacher)
     return (answer for answer in answers if answer.finish in ("stop", "length"))
 
 
@@ -144,10 +137,10 @@ def _with_tools(
     identity: str,
     context: StageContext,
     file: AnswersFile,
-    wanted: Callable[[str], bool],
+    teacher: int,
 ) -> Iterator[Answer]:
     for prompt in read_run_prompts(context.run.need("prompts")):
-        if not wanted(prompt.source):
+        if teacher > 1 and not teacher_weights(recipe, prompt.source)[teacher - 1]:
             continue
         for request in requests_of(recipe, identity, [prompt]):
             if answer := file.read(request.key):

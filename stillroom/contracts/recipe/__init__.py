@@ -10,12 +10,13 @@ from stillroom.contracts.recipe.evaluate import Evaluate, Task
 from stillroom.contracts.recipe.export import Export, Kind
 from stillroom.contracts.recipe.filter import Filter
 from stillroom.contracts.recipe.models import Lora, Prune, Student, Teacher
-from stillroom.contracts.recipe.prompts import Expand, Form, Method, Mix, PromptSource, Splits
+from stillroom.contracts.recipe.prompts import EXPANDED, Expand, Form, Method, Mix, PromptSource, Splits
 from stillroom.contracts.recipe.section import Section
 from stillroom.contracts.recipe.teach import Signal, Teach
 from stillroom.contracts.recipe.whole import Link, Recipe
 
 __all__ = [
+    "EXPANDED",
     "Align",
     "Baseline",
     "Classify",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -24,6 +25,10 @@ Form = Literal[
     "loong",
     "squad",
 ]
+
+
+EXPANDED = ", expanded"
+"""Follows a source's title where the teacher invented the questions."""
 
 
 class Expand(Section):
@@ -100,6 +105,11 @@ class PromptSource(Section):
         "go, where the source gives only some of its questions.",
     )
     expand: Expand | None = Field(None, description="More questions like these, invented by the teacher.")
+
+    @property
+    def title(self) -> str:
+        """What a prompt's `source` says: the file's name, or that of a hub's data set."""
+        return self.file if self.file.startswith("hub:") else PurePath(self.file).name
 
     @model_validator(mode="after")
     def _makes_sense(self) -> PromptSource:

@@ -183,7 +183,7 @@ class Recipe(Section):
     def _mixes(self) -> None:
         """Several teachers are heard through books over the same tokens."""
         named = {name for teacher in (self.teacher, *self.more_teachers) for name in teacher.domains}
-        files = {re.sub(r".*/", "", source.file) for source in self.prompts}
+        files = {source.title for source in self.prompts}
         if unknown := sorted(named - files):
             raise ValueError(
                 f"teacher.domains names {', '.join(unknown)}, but the prompts' files are {', '.join(sorted(files))}"

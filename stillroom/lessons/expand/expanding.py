@@ -17,7 +17,7 @@ from stillroom.lessons.expand.expansion import Expansion
 from stillroom.lessons.expand.inventions import ANSWER_FORMS, KeptAsking
 from stillroom.lessons.prompts.documents import DrawnPassages, read_passages
 from stillroom.lessons.prompts.questions import Question, user_text
-from stillroom.lessons.prompts.sources import evaluation_sources, read_questions, source_title
+from stillroom.lessons.prompts.sources import evaluation_sources, read_questions
 from stillroom.lessons.teach.answered import AnswersFile, spent_by_others
 from stillroom.lessons.teach.bill import Bill
 from stillroom.models.api_teacher import open_api_teacher
@@ -73,7 +73,7 @@ class Expanding:
             teacher.close()
         if made < expand.count:
             self.progress.say(
-                f"{source_title(self.source)}: the teacher invented {made:,} of {expand.count:,} questions; then it "
+                f"{self.source.title}: the teacher invented {made:,} of {expand.count:,} questions; then it "
                 "repeated itself or the passages were used up"
             )
         cost = {"dollars": round(bill.spent_now, 6)} if bill.price else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.recipe import PromptSource, Recipe
@@ -16,12 +16,7 @@ from stillroom.lessons.prompts.logs import is_logged, logged_question, own_param
 from stillroom.lessons.prompts.questions import Question, question_key, user_text
 from stillroom.lessons.prompts.readers import HUB, Row, read_rows
 
-__all__ = ["question_key", "question_of", "read_questions", "source_title", "user_text"]
-
-
-def source_title(source: PromptSource) -> str:
-    """What a prompt's `source` says."""
-    return source.file if source.file.startswith(HUB) else PurePath(source.file).name
+__all__ = ["question_key", "question_of", "read_questions", "user_text"]
 
 
 def evaluation_sources(recipe: Recipe) -> Iterator[PromptSource]:
@@ -51,9 +46,9 @@ def read_questions(
         question, how = question_of(source, row, where)
         if how not in said and len(said) < 8:
             said.add(how)
-            say(f"{source_title(source)}: {how}")
+            say(f"{source.title}: {how}")
         if source.answers == "given":
-            question = with_given_answer(question, source_title(source))
+            question = with_given_answer(question, source.title)
         if source.stratify is not None:
             question = question.with_stratum(_stratum(source.stratify, row, where))
         count += 1

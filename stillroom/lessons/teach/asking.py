@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from stillroom.contracts.conversations import with_system
 from stillroom.contracts.files import read_lines
-from stillroom.contracts.recipe import Recipe
+from stillroom.contracts.recipe import EXPANDED, Recipe
 from stillroom.contracts.records import Message, Prompt, Reply, Request, Sampling, content_key, from_line
 from stillroom.lessons.prompts.logs import logged_reply
 from stillroom.lessons.teach.answered import AnswersFile, answer_of
@@ -185,6 +185,17 @@ def requests_of(recipe: Recipe, teacher: str, prompts: Iterable[Prompt]) -> Iter
         yield from asking.about(
             prompt, api=recipe.teacher.api is not None, logged=teach.logged_answers == "take"
         )
+
+
+def teacher_weights(recipe: Recipe, source: str) -> list[float]:
+    """How much each teacher counts for the lessons of a source, by its title: the first, then the others.
+
+    Those count that name the source in `domains`; where none does, those that name none.
+    """
+    teachers, title = (recipe.teacher, *recipe.more_teachers), source.removesuffix(EXPANDED)
+    expert = any(title in teacher.domains for teacher in teachers)
+    heard = [title in teacher.domains if expert else not teacher.domains for teacher in teachers]
+    return [teacher.weight * hears for teacher, hears in zip(teachers, heard, strict=True)]
 
 
 def beginnings_together(requests: Iterable[Request]) -> Iterator[Request]:

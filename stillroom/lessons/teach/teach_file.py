@@ -161,8 +161,11 @@ def teach_file(
             progress.meter("teacher answers", total, "answers", done=done) as meter,
         ):
             panel = Panel(meter, total, done)
-            asked = take_logged(beginnings_together(requests(progress.say if unknown else _silent)), file)
-            taught = teach(asked, answerer, sampling, file, bill, panel, _print if echo else None)
+            # Of a pipe nothing is held back to be sorted: its writer may wait for answers.
+            asked = requests(progress.say) if unknown else beginnings_together(requests())
+            taught = teach(
+                take_logged(asked, file), answerer, sampling, file, bill, panel, _print if echo else None
+            )
     finally:
         answerer.close()
     conclude(taught, bill)

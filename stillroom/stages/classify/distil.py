@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import digest, read_lines
@@ -64,10 +65,9 @@ class _Stage:
         self.book = ClassBook(context.run.need("teach") / "signals")
         self.labels = {name: place for place, name in enumerate(self.book.labels)}
         self.keeping, self.steps = Keeping(context.folder), 0
-        config = self.untrained().config
-        self.encoder = TextEncoder(
-            self.job.source, config, self.recipe.distil.max_length, self.recipe.student.trust_remote_code
-        )
+        source, trust = self.job.source, self.recipe.student.trust_remote_code
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+        self.encoder = TextEncoder(source, config, self.recipe.distil.max_length, trust)
 
     def untrained(self) -> Any:
         """The student before it has learned anything."""

@@ -16,7 +16,7 @@ from stillroom.contracts.conversations import with_system
 from stillroom.contracts.files import digest, read_lines
 from stillroom.contracts.recipe import Distil
 from stillroom.contracts.records import Lesson, content_key, from_line
-from stillroom.lessons.teach.asking import read_run_prompts
+from stillroom.lessons.teach.asking import read_run_prompts, teacher_weights
 from stillroom.models.local import load_causal
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
@@ -141,12 +141,9 @@ class DistilStage:
         return book
 
     def _weights(self, row: Rendered) -> list[float]:
-        """How much each teacher counts for a lesson: those of its source's domain, else those of none."""
+        """How much each teacher counts for a lesson."""
         assert isinstance(row, Taught)
-        teachers = (self.recipe.teacher, *self.recipe.more_teachers)
-        expert = any(row.source in teacher.domains for teacher in teachers)
-        heard = [row.source in teacher.domains if expert else not teacher.domains for teacher in teachers]
-        return [teacher.weight * hears for teacher, hears in zip(teachers, heard, strict=True)]
+        return teacher_weights(self.recipe, row.source)
 
     def mark(self, apprentice: Apprentice) -> str:
         """All that a trained model depends on."""
