@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from stillroom.contracts.conversations import with_system
 from stillroom.contracts.files import read_lines
-from stillroom.contracts.recipe import EXPANDED, Recipe
+from stillroom.contracts.recipe import EXPANDED, Recipe, Teacher
 from stillroom.contracts.records import Message, Prompt, Reply, Request, Sampling, content_key, from_line
 from stillroom.lessons.prompts.logs import logged_reply
 from stillroom.lessons.teach.answered import AnswersFile, answer_of
@@ -193,9 +193,14 @@ def teacher_weights(recipe: Recipe, source: str) -> list[float]:
     Those count that name the source in `domains`; where none does, those that name none.
     """
     teachers, title = (recipe.teacher, *recipe.more_teachers), source.removesuffix(EXPANDED)
-    expert = any(title in teacher.domains for teacher in teachers)
-    heard = [title in teacher.domains if expert else not teacher.domains for teacher in teachers]
-    return [teacher.weight * hears for teacher, hears in zip(teachers, heard, strict=True)]
+    expert = any(_weight(teacher, title) for teacher in teachers)
+    return [_weight(teacher, title if expert else None) for teacher in teachers]
+
+
+def _weight(teacher: Teacher, domain: str | None) -> float:
+    """A teacher's weight if it names the domain, or, of lessons of no domain, if it names none; else 0."""
+    heard = not teacher.domains if domain is None else domain in teacher.domains
+    return teacher.weight if heard else 0.0
 
 
 def beginnings_together(requests: Iterable[Request]) -> Iterator[Request]:
