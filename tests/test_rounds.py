@@ -31,7 +31,7 @@ from stillroom.planning.plan import Asked, plan_lines
 from stillroom.signals import Book, capture, token_keys
 from stillroom.stages.distil import rounds
 from stillroom.training.batches import MemoryRows, StepPlan
-from stillroom.training.rounds import Calendar, JoinedRows, OwnWriting
+from stillroom.training.rounds import Calendar, OwnWriting
 
 
 @pytest.fixture(scope="module")

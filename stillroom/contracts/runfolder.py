@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from stillroom.contracts.errors import RunError
-from stillroom.contracts.files import storage, write_atomically, write_json
+from stillroom.contracts.files import digest, storage, write_atomically, write_json
 from stillroom.contracts.loading import load_recipe
 from stillroom.contracts.recipe import Recipe
 from stillroom.contracts.records import content_key
@@ -136,6 +136,10 @@ class Run:
     def locate(self, name: str) -> Path:
         """A path of the recipe as a path on this machine."""
         return (self.base / Path(name).expanduser()).resolve()
+
+    def content(self, name: str) -> str | None:
+        """A digest of the file that the recipe names so; a data set of a hub is known by its name alone."""
+        return None if name.startswith("hub:") else digest(self.locate(name))
 
     def manifest(self, stage: str) -> Manifest | None:
         """A stage's manifest, or None."""

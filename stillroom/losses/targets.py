@@ -103,6 +103,22 @@ class SparseTargets:
             renormalised=True,
         )
 
+    @classmethod
+    def certain(cls, labels: Tensor, like: SparseTargets | None = None) -> SparseTargets:
+        """Labels as a teacher that is sure of each, so that cross-entropy is the forward KL from it.
+
+        Args:
+            labels: int64 `[tokens]`.
+            like: targets that these are to be joined with: kind, temperature and vocabulary are theirs.
+        """
+        none = torch.zeros(labels.shape[0], device=labels.device)
+        offsets = torch.arange(labels.shape[0] + 1, device=labels.device)
+        kind: dict[str, Any] = {}
+        if like is not None:
+            names = ("bucket", "temperature", "renormalised", "vocab")
+            kind = {name: getattr(like, name) for name in names}
+        return SparseTargets(labels, none + 1, offsets, none, none, **kind)
+
     @property
     def kind(self) -> str:
         """Which of the three: "unbiased", "bucket" or "renormalised"."""
@@ -179,7 +195,8 @@ class SparseTargets:
         """
         if not parts:
             raise ValueError("cat needs at least one part")
-        first = parts[0]
+        # Parts that know more than others leave it behind.
+        first = min(parts, key=lambda part: len(fields(part)))
         kinds = {(p.kind, p.temperature, p.vocab) for p in parts}
         if len(kinds) > 1:
             raise ValueError(

@@ -146,7 +146,9 @@ class Terms:
             if slope is not None and self.soft != 1.0:
                 slope.mul_(self.soft)
         if labels is not None:
-            hard, second = sparse.value_and_gradient(logits, _certain(labels), 1.0, gradient=gradient)
+            hard, second = sparse.value_and_gradient(
+                logits, SparseTargets.certain(labels), 1.0, gradient=gradient
+            )
             if second is not None:
                 second.mul_(self.hard)
                 slope = second if slope is None else slope.add_(second)
@@ -184,11 +186,3 @@ def _named(divergence: str | Divergence) -> tuple[str | None, dict[str, Any]]:
     if isinstance(divergence, partial):
         function, settings = divergence.func, divergence.keywords
     return next((name for name, known in DIVERGENCES.items() if known is function), None), settings
-
-
-def _certain(labels: Tensor) -> SparseTargets:
-    """Labels as targets of one token each, so that cross-entropy is the sparse forward KL from them."""
-    none = torch.zeros(labels.shape[0], device=labels.device)
-    return SparseTargets(
-        labels, none + 1, torch.arange(labels.shape[0] + 1, device=labels.device), none, none
-    )

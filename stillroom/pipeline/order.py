@@ -67,7 +67,7 @@ def _prompts(run: Run) -> dict[str, Any]:
 
 def _source(run: Run, source: PromptSource) -> dict[str, Any]:
     """A source of prompts and the contents of its files; a hub's data set is known by its name."""
-    content = None if source.file.startswith("hub:") else digest(run.locate(source.file))
+    content = run.content(source.file)
     found = {"limit": None, **source.model_dump(mode="json", exclude_defaults=True), "content": content}
     if source.expand:
         read_too = [name for name in (source.expand.task, source.expand.failures) if name]
@@ -147,6 +147,10 @@ def _filter(run: Run) -> dict[str, Any]:
 def _distil(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     trained = {key: value for key, value in _plain(recipe.distil).items() if key != "report_to"}
+    if recipe.distil.replay:
+        trained["replay"]["content"] = run.content(recipe.distil.replay.file)
+    else:  # runs from before there was any still hold
+        del trained["replay"]
     return {
         "student": _plain(recipe.student) | {"content": _student_content(run)},
         "distil": trained,

@@ -84,7 +84,12 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
 
 def _steps_line(recipe: Recipe, lessons: int) -> str:
     steps = recipe.distil.steps or round(recipe.distil.epochs * lessons / recipe.distil.batch_size)
-    return f"steps          {steps:,} of {recipe.distil.batch_size} lessons; as many for each of {_listed(recipe.baselines)}"
+    replay = recipe.distil.replay
+    beside = f" and {replay.each(recipe.distil.batch_size)} rows of {replay.file}" if replay else ""
+    return (
+        f"steps          {steps:,} of {recipe.distil.batch_size} lessons{beside}; as many for each of "
+        f"{_listed(recipe.baselines)}"
+    )
 
 
 def _machine_line() -> str:

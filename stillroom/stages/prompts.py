@@ -18,7 +18,7 @@ from stillroom.lessons.expand.diversity import Embed, Reservoir, diversity
 from stillroom.lessons.expand.expanding import Expanding
 from stillroom.lessons.prompts.mixing import Stock, choose, interleave, quotas
 from stillroom.lessons.prompts.questions import Question, conversation_key, question_key, user_text
-from stillroom.lessons.prompts.sources import evaluation_sources, read_questions
+from stillroom.lessons.prompts.sources import held_out_keys, read_questions
 from stillroom.lessons.teach.keyed import KeyTable
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
@@ -58,7 +58,7 @@ def run(context: StageContext) -> dict[str, Any]:
         TeacherError, ServiceFault: the teacher that should invent questions cannot.
     """
     recipe, counts = context.recipe, Counter[str]()
-    held_out, seen = _evaluation_questions(context), KeyTable()
+    held_out, seen = held_out_keys(recipe, context.run.locate), KeyTable()
 
     def stocks_of(pools: list[_Pool]) -> list[Stock]:
         with context.progress.meter("reading", None, "questions") as meter:
@@ -223,12 +223,3 @@ def _split(key: str, tune: float, seed: int) -> Literal["train", "tune"]:
     """A question's split depends on its text and the seed only, so that adding questions moves none."""
     draw = int(content_key(key, seed)[:12], 16) / 16**12
     return "tune" if draw < tune else "train"
-
-
-def _evaluation_questions(context: StageContext) -> KeyTable:
-    """Keys of all questions that must not be trained on."""
-    keys = KeyTable()
-    for source in evaluation_sources(context.recipe):
-        for question in read_questions(source, context.run.locate(source.file)):
-            keys.put(question_key(question.messages), 0)
-    return keys

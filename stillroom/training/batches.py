@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,23 @@ class MemoryRows:
         return TrainingRow(self._ids[span], self._mask[span])
 
 
+class JoinedRows:
+    """Several row sources as one, in their order.
+
+    Args:
+        sources: at least one.
+    """
+
+    def __init__(self, sources: Sequence[RowSource]) -> None:
+        self.sources = list(sources)
+        self.lengths = np.concatenate([source.lengths for source in self.sources])
+        self._ends = np.cumsum([len(source.lengths) for source in self.sources])
+
+    def __getitem__(self, index: int) -> TrainingRow:
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        return self.sources[place][index - (int(self._ends[place - 1]) if place else 0)]
+
+
 class Rows(Dataset[TrainingRow]):
     """A torch view of a row source."""
 
@@ -80,6 +98,29 @@ class Draws(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Rows that every step takes beside its own: the last of all rows, gone through again and again.
+
+    Args:
+        rows: how many there are, at least 1.
+        each: how many of them a step takes.
+    """
+
+    rows: int
+    each: int
+
+    def steps(self, first: int, seed: int) -> Iterator[np.ndarray]:
+        """Those of each step, int [each], without end; `first` is the index of the first of them."""
+        waiting = np.arange(0)
+        for epoch in itertools.count():
+            order = first + np.random.default_rng((seed, epoch, 3)).permutation(self.rows)
+            waiting = np.concatenate([waiting, order])
+            while len(waiting) >= self.each:
+                yield waiting[: self.each]
+                waiting = waiting[self.each :]
+
+
 class StepPlan(Sampler[list[int]]):
     """Which rows are in which micro-batch, for the whole training, decided by the seed alone.
 
@@ -98,6 +139,7 @@ class StepPlan(Sampler[list[int]]):
         rank: whose micro-batches are given.
         ranks: how many processes share a step; each has as many micro-batches.
         draws: who decides on some of the steps instead; the first that covers a step.
+        beside: rows that each step takes besides, which belong to no epoch; their lengths are the last.
 
     Raises:
         ValueError: no rows, or a step with fewer rows than ranks.
@@ -114,34 +156,43 @@ class StepPlan(Sampler[list[int]]):
         rank: int = 0,
         ranks: int = 1,
         draws: Sequence[Draws] = (),
+        beside: Beside | None = None,
     ) -> None:
-        if len(lengths) == 0:
+        self._own = len(lengths) - (beside.rows if beside else 0)
+        if self._own <= 0:
             raise ValueError("no rows to train on")
         if batch_size < ranks:
             raise ValueError(f"a step of {batch_size} rows cannot be shared by {ranks} ranks")
         self.lengths, self.steps, self.seed, self.rank, self.ranks = lengths, steps, seed, rank, ranks
         self.batch_size, self.micro = batch_size, min(micro_batch_size, batch_size)
-        self.draws = draws
+        self.draws, self.beside = draws, beside
 
     @property
     def micro_batches_per_step(self) -> int:
         """Micro-batches of one optimiser step on one rank, as few as the step's rows allow on any."""
-        rounds = -(-self.batch_size // (self.micro * self.ranks))
-        return min(rounds, self.batch_size // self.ranks)
+        rows = self.batch_size + (self.beside.each if self.beside else 0)
+        return min(-(-rows // (self.micro * self.ranks)), rows // self.ranks)
 
     def __len__(self) -> int:
         return self.steps * self.micro_batches_per_step
 
     def _epoch(self, epoch: int) -> np.ndarray:
         """Rows of each step, int [steps, batch_size]."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
+        order = np.random.default_rng((self.seed, epoch)).permutation(self._own)
         if len(order) < self.batch_size:  # fewer rows than a step takes: rows repeat inside it
             order = np.resize(order, self.batch_size)
         whole = len(order) // self.batch_size
         return order[: whole * self.batch_size].reshape(whole, self.batch_size)
 
     def _steps(self) -> Iterator[np.ndarray]:
-        """Rows of each step of the training, int [batch_size]."""
+        """Rows of each step of the training, int [batch_size], and those beside."""
+        if self.beside is None:
+            yield from self._own_steps()
+            return
+        for own, more in zip(self._own_steps(), self.beside.steps(self._own, self.seed), strict=False):
+            yield np.concatenate([own, more])
+
+    def _own_steps(self) -> Iterator[np.ndarray]:
         waiting: Iterator[np.ndarray] = iter(())
         epoch = 0
         for step in range(self.steps):

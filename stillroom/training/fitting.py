@@ -24,7 +24,7 @@ from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Curriculum, Distil, Past
 from stillroom.models.hardware import bfloat16_is_quick
 from stillroom.training.averaging import Average
-from stillroom.training.batches import Draws, RowSource, StepPlan, TrainingRow
+from stillroom.training.batches import Beside, Draws, JoinedRows, RowSource, StepPlan, TrainingRow
 from stillroom.training.callbacks import (
     MetricsFile,
     ProgressCallback,
@@ -35,6 +35,7 @@ from stillroom.training.callbacks import (
 from stillroom.training.curriculum import EasyFirst, difficulty
 from stillroom.training.objective import Objective
 from stillroom.training.planned import PlannedTrainer
+from stillroom.training.replay import Replayed
 from stillroom.training.trainer import DistillationTrainer
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -71,7 +72,9 @@ class Training:
     boards: Path | None = None
     until: int | None = None
 
-    def plan(self, lengths: np.ndarray, draws: Sequence[Draws] = ()) -> StepPlan:
+    def plan(
+        self, lengths: np.ndarray, draws: Sequence[Draws] = (), beside: Beside | None = None
+    ) -> StepPlan:
         """Which rows are in which step on this rank, for rows of so many tokens each."""
         rank, ranks = _place()
         return StepPlan(
@@ -83,6 +86,7 @@ class Training:
             rank=rank,
             ranks=ranks,
             draws=draws,
+            beside=beside,
         )
 
     def begun(self) -> tuple[Path, int] | None:
@@ -163,6 +167,7 @@ def fit(
     past: Past | None = None,
     packing: bool = True,
     draws: Sequence[Draws] = (),
+    replay: RowSource | None = None,
     **how: Any,
 ) -> dict[str, Any]:
     """Train the student in place, from its newest whole checkpoint if there is one.
@@ -176,6 +181,7 @@ def fit(
         past: what of the student's own past is the live teacher.
         packing: lay rows end to end without padding where student and teacher keep them apart.
         draws: who decides on the rows of some steps instead of the epochs.
+        replay: rows without signals beside the lessons, as the settings' `replay` has it.
         how: the arguments of `Training`.
 
     Returns:
@@ -183,7 +189,12 @@ def fit(
     """
     training = Training(**how)
     early = _early(rows, training.settings.curriculum, training.steps)
-    plan, more, checkpoint = training.plan(rows.lengths, [*early, *draws]), [], training.begun()
+    beside = None
+    if replay is not None and (spec := training.settings.replay):
+        beside = Beside(len(replay.lengths), spec.each(training.settings.batch_size))
+        rows = JoinedRows([rows, Replayed(replay, rows[0].targets)])
+    plan = training.plan(rows.lengths, [*early, *draws], beside)
+    more, checkpoint = [], training.begun()
     if past is not None:
         begun = checkpoint[0] if checkpoint else None
         average = Average(student, decay=past.decay, every=past.every, checkpoint=begun)

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillroom.contracts.recipe import Rounds
-from stillroom.training.batches import RowSource, TrainingRow
 
 
 @dataclass(frozen=True)
@@ -67,20 +66,3 @@ class OwnWriting:
         random = np.random.default_rng((seed, step, 2))
         parts = [(own, due), (np.arange(self.lessons), batch_size - due)]
         return np.concatenate([np.resize(random.permutation(rows), count) for rows, count in parts if count])
-
-
-class JoinedRows:
-    """Several row sources as one, in their order.
-
-    Args:
-        sources: at least one.
-    """
-
-    def __init__(self, sources: Sequence[RowSource]) -> None:
-        self.sources = list(sources)
-        self.lengths = np.concatenate([source.lengths for source in self.sources])
-        self._ends = np.cumsum([len(source.lengths) for source in self.sources])
-
-    def __getitem__(self, index: int) -> TrainingRow:
-        place = int(np.searchsorted(self._ends, index, side="right"))
-        return self.sources[place][index - (int(self._ends[place - 1]) if place else 0)]

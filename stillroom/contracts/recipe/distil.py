@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from stillroom.contracts.recipe.prompts import PromptSource
 from stillroom.contracts.recipe.schedule import Positive, Weight, value_at
 from stillroom.contracts.recipe.section import Section
 
@@ -112,6 +113,35 @@ class Past(Section):
     every: int = Field(1, ge=1, description="Optimiser steps between refreshes.")
 
 
+class Replay(Section):
+    """General texts or conversations beside the lessons, so that a student does not forget what it could."""
+
+    file: str = Field(
+        description="Plain texts, or conversations as JSONL of messages; what prompts.file takes can be given."
+    )
+    form: Literal["corpus", "conversations"] = Field(
+        "corpus",
+        description="`corpus`: texts, cut into blocks of distil.max_length tokens. `conversations`: the last turn of each, "
+        "the assistant's, is learned.",
+    )
+    share: float = Field(
+        0.1, gt=0, le=10, description="Rows of it in each step, relative to the step's lessons; one at least."
+    )
+    limit: int | None = Field(
+        None, ge=1, description="Take at most this many blocks or conversations, the first ones."
+    )
+
+    def each(self, lessons: int) -> int:
+        """Rows of it in a step of so many lessons."""
+        return max(1, round(self.share * lessons))
+
+    @property
+    def source(self) -> PromptSource:
+        """As a source of questions that bring their own answers."""
+        form: Literal["corpus", "auto"] = "corpus" if self.form == "corpus" else "auto"
+        return PromptSource(file=self.file, form=form, answers="given", limit=self.limit)
+
+
 class Rounds(Section):
     """On-policy rounds: the student writes answers, the teacher says what it thinks of each token, the student trains on."""
 
@@ -158,6 +188,11 @@ class Distil(Section):
     rounds: Rounds | None = Field(
         None,
         description="On-policy rounds: the student trains on what it writes itself, scored by the teacher. Empty: none.",
+    )
+    replay: Replay | None = Field(
+        None,
+        description="General text beside the lessons, against forgetting. A live teacher is heard on it too; otherwise its "
+        "own words are learned. Empty: none.",
     )
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate (AdamW).")
     epochs: float = Field(3.0, gt=0, description="Passes over the lessons.")

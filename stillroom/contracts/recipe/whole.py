@@ -216,6 +216,7 @@ class Recipe(Section):
             "student.prune of widths, or by influence (keep first or spread layers)": cut and cut.ranks,
             "distil.rounds": distil.rounds,
             "distil.curriculum": distil.curriculum,
+            "distil.replay": distil.replay,
             f"distil.teacher {distil.teacher} (book, or live to match hidden states)": distil.teacher
             not in ("book", "live"),
             f"distil.loss.divergence {loss.divergence}": loss.divergence != "forward_kl",
@@ -250,6 +251,10 @@ class Recipe(Section):
             raise ValueError(
                 "distil.curriculum.by doubt reads how unsure the teacher was from the sparse signals of a book: train from "
                 "one, or set it to length"
+            )
+        if self.distil.replay and not live and self.teach.signal.kind == "hidden":
+            raise ValueError(
+                "distil.replay brings text whose hidden states no book holds: set teach.signal.kind to head+draws or top-k"
             )
         matched = [name for name, weight in loss.matched.items() if peak(weight) > 0]
         if matched and not live:

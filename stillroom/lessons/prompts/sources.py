@@ -15,6 +15,7 @@ from stillroom.lessons.prompts.given import with_given_answer
 from stillroom.lessons.prompts.logs import is_logged, logged_question, own_parameters
 from stillroom.lessons.prompts.questions import Question, question_key, user_text
 from stillroom.lessons.prompts.readers import HUB, Row, read_rows
+from stillroom.lessons.teach.keyed import KeyTable
 
 __all__ = ["question_key", "question_of", "read_questions", "user_text"]
 
@@ -23,6 +24,15 @@ def evaluation_sources(recipe: Recipe) -> Iterator[PromptSource]:
     """The files whose questions must not be trained on."""
     for name in [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate:
         yield PromptSource(file=name)
+
+
+def held_out_keys(recipe: Recipe, locate: Callable[[str], Path]) -> KeyTable:
+    """Keys of all questions that must not be trained on; `locate` finds a recipe's file."""
+    keys = KeyTable()
+    for source in evaluation_sources(recipe):
+        for question in read_questions(source, locate(source.file)):
+            keys.put(question_key(question.messages), 0)
+    return keys
 
 
 def read_questions(

@@ -25,10 +25,10 @@ from stillroom.lessons.filter.verification import final_answer
 from stillroom.lessons.questions import answered_questions, question_line
 from stillroom.models.writing import write_apart, written_rows
 from stillroom.stages.distil.stage import Apprentice, DistilStage
-from stillroom.training.batches import MemoryRows, RowSource
+from stillroom.training.batches import JoinedRows, MemoryRows, RowSource
 from stillroom.training.bookrows import BookRows
 from stillroom.training.fitting import last_figures
-from stillroom.training.rounds import Calendar, JoinedRows, OwnWriting
+from stillroom.training.rounds import Calendar, OwnWriting
 
 _SCORE = "stillroom.stages.distil.scoring:score"
 _HELD_OUT = 200

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from stillroom.contracts.conversations import with_system
 from stillroom.contracts.files import digest, read_lines
 from stillroom.contracts.recipe import Distil
 from stillroom.contracts.records import Lesson, content_key, from_line
+from stillroom.lessons.prompts.sources import held_out_keys
+from stillroom.lessons.replay import replayed
 from stillroom.lessons.teach.asking import read_run_prompts, teacher_weights
 from stillroom.models.local import load_causal
 from stillroom.models.origins import student_source
@@ -88,6 +91,23 @@ class DistilStage:
         student, lora = self.untrained(), self.recipe.student.lora
         return student if lora is None else add_lora(student, lora, self.recipe.seed)
 
+    @cached_property
+    def replay(self) -> RowSource | None:
+        """General text beside the lessons, where the recipe has some; read once for all trainings."""
+        spec = self.recipe.distil.replay
+        if spec is None:
+            return None
+        run, length = self.context.run, self.recipe.distil.max_length
+        held_out = held_out_keys(self.recipe, run.locate)
+        with self.context.progress.meter("reading what is replayed", spec.limit, "texts") as meter:
+
+            def read() -> Iterator[Rendered]:
+                for row in replayed(spec, run.locate(spec.file), self.renderer, length, held_out):
+                    meter.advance()
+                    yield row
+
+            return MemoryRows((row.ids, row.mask) for row in read())
+
     @property
     def from_book(self) -> bool:
         """Whether the student's rows come with the signals of the run's book."""
@@ -154,6 +174,11 @@ class DistilStage:
         left_out = {"report_to", "loss"}
         if not apprentice.objective.listens:
             left_out |= {"teacher", "past", "match", "rounds"}
+        replay = self.recipe.distil.replay
+        if replay is None:  # runs from before there was any still hold
+            left_out |= {"replay"}
+        else:
+            inputs["replay"] = self.context.run.content(replay.file) or ""
         settings = self.recipe.distil.model_dump(mode="json", exclude=left_out)
         return content_key(inputs, settings, asdict(apprentice.objective), self.steps, self.origin())
 
@@ -209,6 +234,7 @@ class DistilStage:
             metrics=apprentice.metrics,
             label=f"training {apprentice.name}",
             progress=self.context.progress,
+            replay=self.replay,
             validation=self.validation if listens else [],
             teacher=self.live_teacher() if listens else None,
             past=self.recipe.distil.past if listens and self.recipe.distil.teacher == "self" else None,
