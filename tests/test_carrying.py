@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+from itertools import pairwise
 
 import pytest
 import torch
 import yaml
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from stillroom.contracts.errors import RecipeError
 from stillroom.contracts.loading import build_recipe
@@ -80,6 +83,39 @@ def test_a_teacher_of_the_same_tokens_is_carried_over_as_it_is(tmp_path):
     assert torch.allclose(carried.softmax(-1), expected / expected.sum(-1, keepdim=True), atol=1e-6)
 
 
+def grown(tokenizer: PreTrainedTokenizerFast, words: list[str]) -> PreTrainedTokenizerFast:
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(words)
+    return more
+
+
+def test_one_token_for_several_of_the_teachers_gets_what_all_of_them_get(tmp_path):
+    tokenizer = train_tokenizer()
+    teacher = LocalModel(save_model(tmp_path / "model", tokenizer), dtype="float32")
+    student = Renderer(grown(tokenizer, ["<tool_call>"]))
+    new = student.vocab_size - 1
+    row = laid(student, turns("now <tool_call> it"))
+    answer = [token for token, chosen in zip(row.ids, row.mask, strict=True) if chosen]
+    (carried,) = CarriedTeacher(teacher, student).logits([row])
+    q = carried.softmax(-1)
+    theirs = teacher.renderer.lesson(row.messages)
+    selected = [token for token, chosen in zip(theirs.ids, theirs.mask, strict=True) if chosen]
+    spelled = teacher.renderer.tokenizer("<tool_call>", add_special_tokens=False).input_ids
+    assert len(spelled) > 1
+    begin = next(n for n in range(len(selected)) if selected[n : n + len(spelled)] == spelled)
+    (logits,) = teacher.logits([theirs])
+    p = logits[:, : teacher.renderer.vocab_size].float().softmax(-1)
+    all_of_them = math.prod(float(p[begin + n, token]) for n, token in enumerate(spelled))
+    (alone,) = CarriedTeacher(teacher, teacher.renderer).logits([laid(teacher.renderer, row.messages)])
+    before = alone[begin].softmax(-1)
+    at, share = answer.index(new), float(before[spelled[0]] / p[begin, spelled[0]])
+    assert float(q[at, new]) == pytest.approx(all_of_them * share, rel=1e-3)
+    assert float(q[at, new] + q[at, spelled[0]]) == pytest.approx(float(before[spelled[0]]), rel=1e-4)
+    others = [token for token in range(len(before)) if token != spelled[0]]
+    assert torch.allclose(q[at, others], before[others], atol=1e-6)
+    assert torch.allclose(q.sum(-1), torch.ones(len(q)))
+
+
 def test_each_token_gives_its_probability_to_the_one_that_begins_the_same_text(stories, gpt2):
     row = laid(gpt2, turns(STORY))
     (carried,) = CarriedTeacher(stories, gpt2).logits([row])
@@ -102,7 +138,10 @@ def test_each_token_gives_its_probability_to_the_one_that_begins_the_same_text(s
     pairs = common_places(*ends)
     assert len(pairs) > 20
     own_by_bytes = {piece: index for index, piece in enumerate(pieces["own"]) if piece}
-    for at, there in pairs[::5]:
+    # Places where the lesson's token stands for several of the teacher's are tested below.
+    one_by_one = [(at, there) for (at, there), (_, end) in pairwise([*pairs, (0, 0)]) if end <= there + 1]
+    assert len(one_by_one) > 10
+    for at, there in one_by_one[::3]:
         p = logits[there, : stories.renderer.vocab_size].float().softmax(-1)
         expected = torch.zeros(gpt2.vocab_size)
         for token, chance in enumerate(p.tolist()):
@@ -188,6 +227,38 @@ def test_a_student_learns_from_a_teacher_with_other_tokens(shared_data, tmp_path
         "teacher",
         "student",
     }
+
+
+def test_a_student_with_a_grown_vocabulary_goes_the_whole_way_to_its_file(tmp_path):
+    tokenizer = train_tokenizer()
+    save_model(tmp_path / "teacher", tokenizer)
+    more = grown(tokenizer, ["<tool_call>", "</tool_call>"])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher")
+    model.resize_token_embeddings(650, mean_resizing=True)
+    model.save_pretrained(tmp_path / "grown")
+    more.save_pretrained(tmp_path / "grown")
+    lines = [{"prompt": f"what costs {n}", "answer": f"<tool_call>price {n}</tool_call>"} for n in range(24)]
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = {
+        **RECIPE,
+        "name": "grown",
+        "teacher": {"model": "teacher", "tokens": "own"},
+        "teach": {},
+        "student": {"prune": {"source": "grown", "layers": 1}},
+        "prompts": [{"file": "calls.jsonl", "answers": "given"}],
+        "distil": {**RECIPE["distil"], "loss": {"hard": 1.0, "soft": 0.1}, "precision": "float32"},
+        "quantise": ["Q8_0"],
+        "evaluate": {"tasks": [{"score": "likelihood"}]},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    done = stillroom("run", tmp_path, "--runs", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs/grown"
+    student = LocalModel(run / "distil/student", dtype="float32")
+    row = student.renderer.lesson([{"role": "user", "content": "what costs 7"}, turns("<tool_call>")[1]])
+    (logits,) = student.logits([row])
+    assert int(logits[0].argmax()) == more.convert_tokens_to_ids("<tool_call>")
+    assert (run / "quantise/student-Q8_0.gguf").is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """General text beside the lessons: in which steps it is, what is learned from it, what is kept out of it."""
 
 import json
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def steps_of(plan: StepPlan) -> list[list[int]]:
     each = plan.micro_batches_per_step
     batches = list(plan)
-    return [sum(batches[at : at + each], []) for at in range(0, len(batches), each)]
+    return [[*chain(*batches[at : at + each])] for at in range(0, len(batches), each)]
 
 
 def plan(rows: int = 30, general: int = 7, **changes: Any) -> StepPlan:
@@ -60,7 +60,7 @@ def test_every_step_has_its_lessons_and_text_beside_them_that_is_gone_through_ev
 def test_ranks_share_a_step_with_its_text() -> None:
     both = [list(plan(rank=rank, ranks=2)) for rank in (0, 1)]
     assert len(both[0]) == len(both[1]) == 12 * 2
-    seen = [sorted(sum((rank[2 * at] + rank[2 * at + 1] for rank in both), [])) for at in range(12)]
+    seen = [sorted(chain(*(rank[2 * at] + rank[2 * at + 1] for rank in both))) for at in range(12)]
     assert seen == [sorted(step) for step in steps_of(plan())]
 
 

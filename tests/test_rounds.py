@@ -30,7 +30,7 @@ from stillroom.pipeline import run_pipeline
 from stillroom.planning.plan import Asked, plan_lines
 from stillroom.signals import Book, capture, token_keys
 from stillroom.stages.distil import rounds
-from stillroom.training.batches import MemoryRows, StepPlan
+from stillroom.training.batches import JoinedRows, MemoryRows, StepPlan
 from stillroom.training.rounds import Calendar, OwnWriting
 
 

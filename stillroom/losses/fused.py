@@ -159,8 +159,10 @@ class _Plan:
         scale = weights.new_ones(())
         if head.weight.dtype == torch.float16 and rows.numel():  # the others have the exponents of fp32
             scale = weights.abs().max()
-        soft, hard = torch.zeros_like(weights), torch.zeros_like(weights)
-        broken, lost = (torch.zeros_like(weights, dtype=torch.bool) for _ in range(2))  # teacher, student
+        # In the order of `rows`: what is written strip by strip lies side by side.
+        soft, hard = (weights.new_zeros(len(rows)) for _ in range(2))
+        broken, lost = (torch.zeros_like(soft, dtype=torch.bool) for _ in range(2))  # teacher, student
+        shares, done = (weights[rows] / scale)[:, None], 0
         chunks = rows.split(self.chunk_tokens) if rows.numel() else ()
         strip = _STRIP.get(hidden.device.type, _WIDE_STRIP)
         step = math.ceil(
@@ -171,26 +173,30 @@ class _Plan:
         for chunk in chunks:
             states = operand(hidden[chunk], hidden)
             products = head.products(states, buffer)
-            for strip, some in zip(chunk.split(step), products.split(step), strict=True):
+            for some in products.split(step):
                 logits, (teacher, labels) = head.logits(some), next(strips)
-                lost[strip] = no_distribution(logits).squeeze(1)
-                if isinstance(teacher, Tensor):
-                    broken[strip] = no_distribution(teacher[:, :vocab]).squeeze(1)
+                here = slice(done, done := done + len(some))
                 some_soft, some_hard, slope = self.terms.compare(logits, teacher, labels, gradient)
-                soft[strip], hard[strip] = some_soft.to(soft.dtype), some_hard.to(hard.dtype)
+                soft[here], hard[here] = some_soft, some_hard
+                if not self.terms.proves(some_soft):
+                    lost[here] = no_distribution(logits).squeeze(1)
+                    if isinstance(teacher, Tensor):
+                        broken[here] = no_distribution(teacher[:, :vocab]).squeeze(1)
                 if slope is not None:
-                    slope = head.before_scaling(slope.mul_((weights[strip] / scale)[:, None]), logits)
+                    slope = head.before_scaling(slope.mul_(shares[here]), logits)
                     sums.add_bias(slope)
                     some.copy_(slope)
             if gradient:
                 sums.add(head, states, products, chunk)  # which now hold the gradient by themselves
         if broken.any():  # asked once, since a CUDA device would wait at each strip
             raise ValueError(
-                f"the teacher's logits at position {int(broken.nonzero()[0])} are no distribution: they hold NaN or"
+                f"the teacher's logits at position {int(rows[broken.nonzero()[0]])} are no distribution: they hold NaN or"
                 " plus infinity, or nothing but minus infinity; give positions that do not count the weight 0"
             )
         soft, hard = (
-            values.masked_fill(lost, math.inf) if factor else values
+            torch.zeros_like(weights).index_copy(
+                0, rows, values.masked_fill(lost, math.inf) if factor else values
+            )
             for values, factor in ((soft, self.terms.soft), (hard, self.terms.hard))
         )
         loss = ((self.terms.soft * soft + self.terms.hard * hard) * weights).sum()

@@ -37,9 +37,9 @@ def _forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[T
     student, teacher = aligned(student, teacher)
     wide = torch.promote_types(student.dtype, teacher.dtype)
     x, z = (_below_zero(side.to(wide), temperature) for side in (student, teacher))
-    broken = (x[:, :1].isnan() | z[:, :1].isnan()).squeeze(1)  # at once in a whole row, as its largest is
     q, p = x.exp(), z.exp()  # cheaper than softmax, which would look for the largest again
     mass_q, mass_p = q.sum(-1, keepdim=True), p.sum(-1, keepdim=True)
+    broken = (mass_q + mass_p).isnan().squeeze(1)
     slope = q.div_(mass_q).sub_(p.div_(mass_p))
     terms = z.sub_(x).add_(mass_q.log() - mass_p.log()).mul_(p)
     values = terms.sum(-1)
@@ -53,8 +53,6 @@ def _forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[T
 
 
 def _below_zero(logits: Tensor, temperature: float) -> Tensor:
-    """A copy of the logits over T, the largest of each row being zero; NaN throughout where there is no largest."""
-    top = logits.amax(-1, keepdim=True)
-    top.masked_fill_(~top.isfinite(), math.nan)
-    out = logits - top
+    """A copy of the logits over T, the largest of each row being zero; one is NaN where there is no finite largest."""
+    out = logits - logits.amax(-1, keepdim=True)
     return out if temperature == 1.0 else out.div_(temperature)

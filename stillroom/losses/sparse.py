@@ -129,8 +129,10 @@ def value_and_gradient(
 
 def _softmax(x: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(x) and logsumexp(x), the latter `[tokens, 1]`; NaN in a row that is no distribution."""
-    q = x.softmax(-1)
-    return q, x.amax(-1, keepdim=True) - q.amax(-1, keepdim=True).log()
+    top = x.amax(-1, keepdim=True)
+    q = (x - top).exp_()
+    sums = q.sum(-1, keepdim=True)
+    return q.div_(sums), top + sums.log()
 
 
 def _shares(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,14 @@ class Terms:
         """Whether the teacher's logits are held beside the student's."""
         return bool(self.soft) and isinstance(self.teacher, TeacherHead | Tensor)
 
+    def proves(self, soft_values: Tensor) -> bool:
+        """Whether these values alone say that both sides are distributions, so that nobody need look at their logits.
+
+        A dense forward KL is finite nowhere else. A CPU is asked for free; a GPU would have to wait for the answer.
+        """
+        known = self.dense and _named(self.divergence)[0] == "forward_kl" and soft_values.is_cpu
+        return known and bool(soft_values.isfinite().all())
+
     @property
     def _skew(self) -> float:
         """alpha of (skew) reverse KL on scored tokens."""

@@ -2,20 +2,21 @@
 
 Where a token of both begins at the same place of an answer, both models have read the same text and say what comes next.
 There the teacher's distribution is carried over: each of its tokens gives its probability to the student's token that
-begins the same text (its equal where the student has it, else the longest that it begins with). That is a distribution
-over the student's tokens, linear in the teacher's, so that whatever is unbiased of the one is of the other. Inside a longer
-token of the teacher nothing is said, and the lesson's own token counts for certain.
+begins the same text (its equal where the student has it, else the longest that it begins with). Where the lesson's token is
+one for several of the teacher's, as tokens are that a student was given beyond its teacher's, what the teacher gives to all
+of them in a row is the lesson's token's. That is a distribution over the student's tokens. Inside a longer token of the
+teacher nothing is said, and the lesson's own token counts for certain.
 
 What is lost: which of its several tokens the student would have to write after the first, and that its tokenizer, which
-sees further than one token, would sometimes have cut otherwise. `stillroom.losses.span_aligned_loss` compares more closely
-where both models are live.
+sees further than one token, would have cut other answers otherwise too. `stillroom.losses.span_aligned_loss` compares more
+closely where both models are live.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any, cast
 
 import torch
@@ -76,10 +77,20 @@ class CarriedTeacher:
         found[torch.arange(len(own)), torch.tensor(own)] = 0.0
         if pairs:
             at, there = torch.tensor(pairs).T
-            p = logits.cpu()[there, : len(self._first)].float().softmax(-1)
+            every = logits.cpu()[:, : len(self._first)].float().softmax(-1)
+            p = every[there]
             known = (self._first >= 0).nonzero().squeeze(-1)
             carried = torch.zeros(len(at), found.shape[1])
             carried.index_add_(1, self._first[known], p[:, known])
+            said = every[torch.arange(len(theirs)), torch.tensor(theirs)]
+            for place, ((here, begin), (after, end)) in enumerate(pairwise(pairs)):
+                whole = int(self._first[theirs[begin]])
+                if (
+                    after == here + 1 and end > begin + 1 and whole >= 0
+                ):  # one token for several of the teacher's
+                    both = said[begin:end].prod().clamp(max=carried[place, whole])
+                    carried[place, whole] -= both
+                    carried[place, own[here]] += both
             some = carried.sum(-1) > 0  # else it expects nothing that the student can write
             found[at[some]] = carried[some].log()
         return found

@@ -26,6 +26,8 @@ from stillroom.training.packing import Layout, packed_arguments
 
 _MATCHER = "matcher"  # the name of what is matched inside, as a part of the student while it trains
 _PARTNER = "partner"  # likewise of a teacher that is trained beside it
+_CHUNK = 512
+"""Positions whose logits are held at a time. Few at once make products with a narrow head dear."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ class Objective:
             soft=soft,
             divergence="forward_kl" if measure else self.divergence,
             temperature=value_at(self.temperature, progress),
+            chunk_tokens=_CHUNK,
         )
         fused = compare(hidden, teacher=known if soft else None, **_head_arguments(model))
         loss = fused.loss
