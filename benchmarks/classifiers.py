@@ -1,4 +1,4 @@
-"""Classifiers on Banking77: what a student of three layers, or of one, keeps of a teacher of six, and how fast it is.
+"""Classifiers on Banking77: what a student of three layers, or of two, keeps of a teacher of six, and how fast it is.
 
     python benchmarks/classifiers.py --teacher FOLDER                       # an hour and more on two cores
     python benchmarks/classifiers.py --teacher FOLDER --seeds 1 --settings ten
@@ -31,7 +31,7 @@ from stillroom.stats import mcnemar_exact
 
 HERE = Path(__file__).resolve().parents[1]
 SETTINGS = {"all": [], "ten": ["classify.labels=10", "classify.prepare.epochs=25"]}
-LAYERS = (3, 1)
+LAYERS = (3, 2)
 RUNS = 5
 
 
@@ -108,11 +108,20 @@ def speed(folder: Path, setting: str, seed: int) -> None:
     """Questions a second of one seed's models, each in turn, the median of several; one question at a time too."""
     from stillroom.models.classifier import Classifier
     from stillroom.models.onnx_classifier import OnnxClassifier
+    from stillroom.onnx import export, round_weights
 
     with (HERE.parent / "shared/data/banking77/test.csv").open(newline="") as file:
         texts = [row["text"] for row in csv.DictReader(file)]
     first = folder / f"{setting}-{seed}-{LAYERS[0]}"
-    models: dict[str, Any] = {"teacher": Classifier(first / "teach" / "teacher", dtype="float32")}
+    teacher = first / "teach" / "teacher"
+    models: dict[str, Any] = {"teacher": Classifier(teacher, dtype="float32")}
+    for kind in ("F32", "int8"):  # the same shortcut for the teacher itself
+        out = folder / f"teacher-{kind}"
+        if not out.is_dir():
+            export(teacher, out, max_length=128) if kind == "F32" else round_weights(
+                folder / "teacher-F32", out
+            )
+        models[f"teacher, ONNX {kind}"] = OnnxClassifier(out)
     for layers in LAYERS:
         run_folder = folder / f"{setting}-{seed}-{layers}"
         models[f"{layers} layers"] = Classifier(run_folder / "distil" / "student", dtype="float32")
