@@ -30,6 +30,7 @@ BASE = {
     "length": 256,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
+    "next to nothing": {"hidden": 64, "mlp": 64, "layers": 1, "vocab": 1000, "rows": 1, "length": 64},
     "plain, bfloat16": {},
     "float32": {"precision": "float32"},
     "long rows": {"rows": 4, "length": 1024},

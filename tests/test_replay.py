@@ -146,7 +146,7 @@ def test_a_student_goes_over_general_text_and_keeps_it_better(folder: Path, tmp_
     assert loss(run.path / "distil/baselines/answers-only") < without - 0.1
     assert run_pipeline(run, Progress(), until="distil") == []
     text = "\n".join(plan_lines(Run(tmp_path / "other", both, tmp_path), Asked(24, None, [])))
-    assert "of 8 lessons and 4 rows of" in text
+    assert "of 8 lessons and 0.5 times as many rows of" in text
     general.write_text("another text\n", encoding="utf-8")
     assert run_pipeline(Run(run.path, both, run.base), Progress(), until="distil") == ["distil"]
 

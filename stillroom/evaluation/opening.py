@@ -5,17 +5,15 @@ A model's process imports what its own kind needs and nothing else: all of it co
 
 from __future__ import annotations
 
-import resource
-import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from stillroom.contracts.memory import peak_gpu, peak_resident
 from stillroom.evaluation.job import ModelSpec, Settings
 from stillroom.evaluation.results import Figures
 
-_STATUS = Path("/proc/self/status")
 _ROOMS = {
     "local": "stillroom.models.local",
     "gguf": "stillroom.models.gguf_model",
@@ -28,7 +26,7 @@ _ROOMS = {
 def load_libraries(kind: str) -> int:
     """Import what this kind of model needs; returns the bytes that this process has held at most by then."""
     import_module(_ROOMS[kind])
-    return _peak_resident()
+    return peak_resident()
 
 
 def open_model(spec: ModelSpec, settings: Settings) -> Any:
@@ -75,7 +73,7 @@ def open_model(spec: ModelSpec, settings: Settings) -> Any:
 
 def weigh(model: Any, spec: ModelSpec, figures: Figures) -> Figures:
     """The figures with what the model costs: parameters, bytes on disk, and the most memory held so far."""
-    figures = replace(figures, peak_memory_bytes=_peak_resident(), peak_gpu_memory_bytes=_peak_gpu() or None)
+    figures = replace(figures, peak_memory_bytes=peak_resident(), peak_gpu_memory_bytes=peak_gpu() or None)
     if spec.kind == "gguf":
         from gguf import GGUFReader
 
@@ -88,24 +86,6 @@ def weigh(model: Any, spec: ModelSpec, figures: Figures) -> Figures:
 
         return replace(figures, file_bytes=(Path(spec.path) / MODEL).stat().st_size)
     return replace(figures, parameters=model.parameters, file_bytes=_folder_bytes(spec.path))
-
-
-def _peak_resident() -> int:
-    # Linux hands ru_maxrss down from parent to child, so a child of a big process would look big: VmHWM first.
-    if _STATUS.is_file():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _peak_gpu() -> int:
-    """Bytes that torch allocated at most, over all GPUs."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return 0
-    return sum(torch.cuda.max_memory_allocated(gpu) for gpu in range(torch.cuda.device_count()))
 
 
 def _folder_bytes(reference: str) -> int | None:

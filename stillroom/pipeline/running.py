@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import resource
-import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from stillroom import __version__
+from stillroom.contracts.memory import peak_resident
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe.schedule import peak
 from stillroom.contracts.runfolder import Manifest, Run, changes, fingerprint
@@ -137,7 +136,7 @@ def _run_stage(run: Run, item: Outlook, progress: Progress) -> None:
         inputs=item.inputs,
         counts=counts,
         seconds=round(seconds, 2),
-        peak_memory_bytes=_peak_memory(),
+        peak_memory_bytes=peak_resident(),
         seed=run.recipe.seed,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions(),
@@ -148,12 +147,6 @@ def _run_stage(run: Run, item: Outlook, progress: Progress) -> None:
 def _headline(counts: dict[str, Any]) -> str:
     shown = [f"{value:,} {key}" for key, value in counts.items() if isinstance(value, int) and value]
     return f" ({', '.join(shown[:5])})" if shown else ""
-
-
-def _peak_memory() -> int:
-    """Peak resident memory of this process so far, bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _versions() -> dict[str, str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom.contracts.recipe import Distil, Lora
+from stillroom.contracts.recipe import Distil, Lora, Recipe
 from stillroom.planning.sums import Shape
 
 _CHUNK, _STRIP = 512, 1 << 20
 """Positions whose logits the loss holds at a time, and elements of them that are worked on at a time."""
-_BASE = {"float32": 4.0, "bfloat16": 2.0, "8-bit": 1.0, "4-bit": 0.56}
+_BASE = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8-bit": 1.0, "4-bit": 0.56}
+"""Bytes of a frozen weight; `auto` may come to 4."""
 _MOMENTS = {"8bit": 2.0, "adafactor": 0.1, "sgd": 0.0, "lion": 4.0, "adam": 8.0}
 """Bytes of the optimiser's state a trained parameter, by what its name holds; the first that fits."""
 
@@ -35,10 +36,26 @@ class TrainingMemory:
         forward = self.activations + self.logits + held
         return self.weights + self.optimiser + self.beside + max(forward, self.gradients + self.logits)
 
-    def to_dict(self) -> dict[str, int]:
-        """For a manifest."""
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes of each part by its name."""
         names = ("weights", "optimiser", "gradients", "activations", "logits", "beside")
-        return {name: getattr(self, name) for name in names} | {"total": self.total}
+        return {name: getattr(self, name) for name in names}
+
+
+def recipe_memory(
+    recipe: Recipe, student: Shape, teacher: Shape | None, tokens: int, *, bfloat16: bool
+) -> TrainingMemory:
+    """The plan for a recipe's student, whose largest micro-batch has so many tokens."""
+    return training_memory(
+        student,
+        recipe.distil,
+        tokens,
+        bfloat16=bfloat16,
+        lora=recipe.student.lora,
+        teacher=teacher,
+        teacher_bytes=_BASE.get(recipe.teacher.dtype, 4.0),
+    )
 
 
 def training_memory(

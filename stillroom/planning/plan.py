@@ -16,6 +16,7 @@ from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
 from stillroom.planning.capturing import capture_sums, hidden_bytes
 from stillroom.planning.machine import cores, memory_bytes, size
+from stillroom.planning.memory import recipe_memory
 from stillroom.planning.sums import Shape
 
 _ANSWER_TOKENS = 100
@@ -24,9 +25,6 @@ _QUESTION_TOKENS, _VOCABULARY = 50, 150_000
 """Guesses where the questions have not been read and the student's config is not here."""
 _API_BYTES = 70
 """Of a token's signal from an API's 20 likeliest: ids of up to 18 bits, a byte for each weight, the bucket."""
-
-_BYTES = {"bfloat16": 2.0, "float16": 2.0, "8-bit": 1.0, "4-bit": 0.5}
-"""Of a weight of a live teacher; `auto` may come to 4."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,9 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
         yield f"student        {student.parameters:,} parameters{share}"
         if teacher and student.parameters < 0.1 * teacher.parameters:
             yield "  warning: under 10 % of the teacher's parameters the loss by compression becomes severe"
-        need = student.training_bytes(recipe.distil.micro_batch_size, 2 * _ANSWER_TOKENS)
-        need += _beside(recipe, teacher, student)
+        tokens = recipe.distil.micro_batch_size * 2 * _ANSWER_TOKENS
+        halves = recipe.distil.precision != "float32"
+        need = recipe_memory(recipe, student, teacher, tokens, bfloat16=halves).total
         yield f"training       about {size(need)} at {recipe.distil.micro_batch_size} lessons of 200 tokens at once"
         if need > memory_bytes():
             yield f"  warning: this machine has {size(memory_bytes())}; lower distil.micro_batch_size"
@@ -85,7 +84,7 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
 def _steps_line(recipe: Recipe, lessons: int) -> str:
     steps = recipe.distil.steps or round(recipe.distil.epochs * lessons / recipe.distil.batch_size)
     replay = recipe.distil.replay
-    beside = f" and {replay.each(recipe.distil.batch_size)} rows of {replay.file}" if replay else ""
+    beside = f" and {replay.share:g} times as many rows of {replay.file}" if replay else ""
     return (
         f"steps          {steps:,} of {recipe.distil.batch_size} lessons{beside}; as many for each of "
         f"{_listed(recipe.baselines)}"
@@ -110,18 +109,6 @@ def _classifier_lines(recipe: Recipe, questions: int) -> Iterator[str]:
         yield f"copies         {copies * questions:,} questions with hidden words"
     yield _steps_line(recipe, questions * (1 + copies))
     yield f"files          {_listed(['F32', *recipe.quantise]) if recipe.quantise else 'the Hugging Face folder alone'}"
-
-
-def _beside(recipe: Recipe, teacher: Shape | None, student: Shape) -> int:
-    """Bytes of whoever is in memory beside the student while it trains."""
-    kind = recipe.distil.teacher
-    if kind == "self":
-        return 4 * student.parameters
-    if teacher is None or kind == "book":
-        return 0
-    if kind == "online":
-        return teacher.training_bytes(recipe.distil.micro_batch_size, 2 * _ANSWER_TOKENS)
-    return int(teacher.parameters * _BYTES.get(recipe.teacher.dtype, 4))
 
 
 def _capture_lines(run: Run, asked: Asked, teacher: Shape | None, student: Shape | None) -> Iterator[str]:

@@ -41,11 +41,19 @@ class Shape:
         )
 
     @staticmethod
+    def known(config: dict[str, Any]) -> Shape | None:
+        """From a transformers config, or None where it is not Llama-like."""
+        try:
+            return Shape.of(config)
+        except KeyError:
+            return None
+
+    @staticmethod
     def read(folder: Path) -> Shape | None:
         """The shape of a model folder, or None where it is not Llama-like."""
         try:
-            return Shape.of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        except (KeyError, ValueError, OSError):
+            return Shape.known(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        except (ValueError, OSError):
             return None
 
     @property
@@ -59,11 +67,3 @@ class Shape:
         """All weights."""
         embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
         return embeddings + self.layers * self.layer_parameters + self.hidden
-
-    def training_bytes(self, rows: int, length: int) -> int:
-        """Peak of full training in mixed precision with AdamW.
-
-        16 bytes a parameter (weights, gradient, two moments in float32) and about 34 bytes a layer, hidden unit and token
-        of activations, without checkpointing (Korthikanti et al. 2022, attention scores not stored).
-        """
-        return 16 * self.parameters + 34 * self.layers * self.hidden * rows * length

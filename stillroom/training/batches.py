@@ -176,6 +176,10 @@ class StepPlan(Sampler[list[int]]):
     def __len__(self) -> int:
         return self.steps * self.micro_batches_per_step
 
+    def largest(self, among: int = 2_000) -> int:
+        """Tokens of the largest micro-batch of this rank, of so many, the first."""
+        return max(int(self.lengths[piece].sum()) for piece in itertools.islice(self, among))
+
     def _epoch(self, epoch: int) -> np.ndarray:
         """Rows of each step, int [steps, batch_size]."""
         order = np.random.default_rng((self.seed, epoch)).permutation(self._own)

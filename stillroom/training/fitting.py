@@ -154,7 +154,8 @@ class Training:
                 ) from None
             finally:
                 trainer.release()
-        return {"steps": last, "lessons seen": last * settings.batch_size, **last_figures(self.metrics)}
+        counts = {"steps": last, "lessons seen": last * settings.batch_size, "largest batch": plan.largest()}
+        return {**counts, **last_figures(self.metrics)}
 
 
 def fit(
@@ -191,7 +192,8 @@ def fit(
     early = _early(rows, training.settings.curriculum, training.steps)
     beside = None
     if replay is not None and (spec := training.settings.replay):
-        beside = Beside(len(replay.lengths), spec.each(training.settings.batch_size))
+        each = max(1, round(spec.share * training.settings.batch_size))
+        beside = Beside(len(replay.lengths), each)
         rows = JoinedRows([rows, Replayed(replay, rows[0].targets)])
     plan = training.plan(rows.lengths, [*early, *draws], beside)
     more, checkpoint = [], training.begun()
@@ -258,6 +260,11 @@ def _place() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def trains_in_bfloat16(settings: Distil) -> bool:
+    """Whether products are taken in bfloat16 here."""
+    return settings.precision == "bfloat16" or (settings.precision == "auto" and bfloat16_is_quick())
+
+
 def _arguments(
     settings: Distil,
     steps: int,
@@ -267,7 +274,6 @@ def _arguments(
     validate: bool,
     boards: Path | None,
 ) -> TrainingArguments:
-    bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and bfloat16_is_quick())
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -280,7 +286,7 @@ def _arguments(
         optim=settings.optimiser,
         activation_checkpointing=settings.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
-        bf16=bfloat16,
+        bf16=trains_in_bfloat16(settings),
         use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         logging_steps=10,
         logging_nan_inf_filter=False,

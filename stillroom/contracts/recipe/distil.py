@@ -131,10 +131,6 @@ class Replay(Section):
         None, ge=1, description="Take at most this many blocks or conversations, the first ones."
     )
 
-    def each(self, lessons: int) -> int:
-        """Rows of it in a step of so many lessons."""
-        return max(1, round(self.share * lessons))
-
     @property
     def source(self) -> PromptSource:
         """As a source of questions that bring their own answers."""

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from stillroom.contracts.conversations import with_system
 from stillroom.contracts.files import digest, read_lines
+from stillroom.contracts.memory import PartPeak
 from stillroom.contracts.recipe import Distil
 from stillroom.contracts.records import Lesson, content_key, from_line
 from stillroom.lessons.prompts.sources import held_out_keys
@@ -24,14 +25,16 @@ from stillroom.models.local import load_causal
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
 from stillroom.models.rendering import Rendered, Renderer
+from stillroom.planning.memory import recipe_memory
+from stillroom.planning.sums import Shape
 from stillroom.stages.context import StageContext
 from stillroom.training.adapters import add_lora, merged
 from stillroom.training.batches import MemoryRows, RowSource, TrainingRow
 from stillroom.training.bookrows import BookRows
-from stillroom.training.fitting import fit
+from stillroom.training.fitting import fit, trains_in_bfloat16
 from stillroom.training.keeping import Keeping, write_model
 from stillroom.training.matching import Matching
-from stillroom.training.objective import Objective
+from stillroom.training.objective import Objective, decoder_of
 from stillroom.training.students import build_student, save_student
 
 _RANKING_ROWS = 256
@@ -222,14 +225,16 @@ class DistilStage:
         self, student: Any, rows: RowSource, apprentice: Apprentice, checkpoints: Path, **part: Any
     ) -> dict[str, Any]:
         """Train a student in place; `part` says how far and in which order, where that is not the whole in epochs."""
-        listens = apprentice.objective.listens
-        return fit(
+        listens, recipe = apprentice.objective.listens, self.recipe
+        shape, peak = Shape.known(decoder_of(student).config.to_dict()), PartPeak()
+        own = sum(weight.numel() * weight.element_size() for weight in student.parameters())
+        counts = fit(
             student,
             rows,
             objective=apprentice.objective,
-            settings=self.recipe.distil,
+            settings=recipe.distil,
             steps=self.steps,
-            seed=self.recipe.seed,
+            seed=recipe.seed,
             checkpoints=checkpoints,
             metrics=apprentice.metrics,
             label=f"training {apprentice.name}",
@@ -237,10 +242,25 @@ class DistilStage:
             replay=self.replay,
             validation=self.validation if listens else [],
             teacher=self.live_teacher() if listens else None,
-            past=self.recipe.distil.past if listens and self.recipe.distil.teacher == "self" else None,
+            past=recipe.distil.past if listens and recipe.distil.teacher == "self" else None,
             boards=self.context.folder / "tensorboard" / apprentice.name,
             **part,
         )
+        taken = peak.taken()
+        return counts | {"memory": self._memory(shape, counts["largest batch"], taken and own + taken)}
+
+    def _memory(self, shape: Shape | None, tokens: int, measured: int | None) -> dict[str, Any]:
+        """What a training was planned to take, where the student's shape is known, and what it took."""
+        found: dict[str, Any] = {"measured bytes": measured} if measured else {}
+        if shape is None:
+            return found
+        live = self.recipe.distil.teacher in ("live", "online")
+        name = resolve_model(self.recipe.teacher.model, self.context.run.base) if live else None
+        teacher = Shape.read(name) if isinstance(name, Path) else None
+        halves = trains_in_bfloat16(self.recipe.distil)
+        plan = recipe_memory(self.recipe, shape, teacher, tokens, bfloat16=halves)
+        parts = {f"{part} bytes": size for part, size in plan.parts.items() if size}
+        return {"planned bytes": plan.total, **found, "planned": parts}
 
     def save(self, student: Any, folder: Path) -> None:
         """Write a model folder, whole or not at all."""
