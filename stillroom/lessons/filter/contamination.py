@@ -67,6 +67,8 @@ class Named:
     """Share of its different questions that would be a leak of another of them."""
     found: list[str] = field(default_factory=list)
     """The first few passages that were found."""
+    own: bool = False
+    """They are the run's own questions that are held out of training: only what is trained on must not hold them."""
 
 
 @dataclass(frozen=True)
@@ -99,22 +101,32 @@ class HeldOut:
         self._places = array("I")  # of each question its file
         self._sizes = array("I")  # and how many words it has
 
-    def add(self, path: Path, name: str) -> None:
+    def add(self, path: Path, name: str, source: PromptSource | None = None) -> None:
         """Read an evaluation file in any form that prompts are read in, published benchmarks among them.
+
+        Args:
+            path: the file or folder.
+            name: what it is called in manifest and card.
+            source: how it is read, where the recipe says it.
 
         Raises:
             DataError: the file is missing, or a line has no question.
         """
-        rows = read_rows(str(path), path)
+        source = source or PromptSource(file=str(path))
+        rows = read_rows(source.file, path, source.pattern)
         # As it is asked, with its choices or its instruction, and bare: a leak may be either.
-        asked = (
-            user_text(question.messages) for question in read_questions(PromptSource(file=str(path)), path)
-        )
+        asked = (user_text(question.messages) for question in read_questions(source, path))
         self.add_questions(((text, _bare(row)) for text, (_, row) in zip(asked, rows, strict=False)), name)
 
-    def add_questions(self, questions: Iterable[Sequence[str]], name: str) -> None:
-        """Take in questions under a file's name, each in one wording or more."""
-        file, first = Named(name), len(self._places)
+    def add_questions(self, questions: Iterable[Sequence[str]], name: str, *, own: bool = False) -> None:
+        """Take in questions under a file's name, each in one wording or more.
+
+        Args:
+            questions: the wordings of each.
+            name: the file's.
+            own: they are the run's own, held out of training; added last, so that a file's come before them.
+        """
+        file, first = Named(name, own=own), len(self._places)
         counts: Counter[int] = Counter()
         owners: dict[int, int] = {}
         short: dict[int, tuple[int, int]] = {}
@@ -147,10 +159,15 @@ class HeldOut:
         file.alike = sum(alike) / max(len(alike), 1)
         self.files.append(file)
 
-    def leak(self, messages: Sequence[Message]) -> Leak | None:
-        """What a conversation has in common with the evaluation, or None; it is counted."""
+    def leak(self, messages: Sequence[Message], *, trained: bool = True) -> Leak | None:
+        """What a conversation has in common with the evaluation, or None; it is counted.
+
+        Args:
+            messages: the conversation.
+            trained: whether it is trained on; what is itself held out may be like the rest of what is.
+        """
         self.compared += 1
-        found = self._find(messages)
+        found = self._find(messages, trained)
         if found is None:
             return None
         number, passage, share = found
@@ -161,10 +178,11 @@ class HeldOut:
             file.found.append(passage)
         return Leak(file.name, passage, share)
 
-    def _find(self, messages: Sequence[Message]) -> tuple[int, str, float] | None:
+    def _find(self, messages: Sequence[Message], trained: bool) -> tuple[int, str, float] | None:
         """The question of which the most stands in one message, the passage, and its share of the question's words."""
         asked = words(question_text(messages))
-        if asked and (number := self._whole.get(_mark(asked))) is not None:
+        number = self._whole.get(_mark(asked)) if asked else None
+        if number is not None and self._counts(number, trained):
             return number, " ".join(asked)[:200], 1.0
         best: tuple[int, str, float] | None = None
         for message in messages:
@@ -172,13 +190,17 @@ class HeldOut:
             covered: dict[int, set[int]] = {}
             for length in self._lengths:
                 for start, gram in enumerate(_runs(tokens, length)):
-                    if (number := self._grams.get(_mark(gram))) is not None:
+                    number = self._grams.get(_mark(gram))
+                    if number is not None and self._counts(number, trained):
                         covered.setdefault(number, set()).update(range(start, start + length))
             for number, places in covered.items():
                 share = min(1.0, len(places) / self._sizes[number])
                 if best is None or share > best[2]:
                     best = number, " ".join(tokens[place] for place in sorted(places)), share
         return best
+
+    def _counts(self, number: int, trained: bool) -> bool:
+        return trained or not self.files[self._places[number]].own
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """For manifest and card, of each file: its questions, the leaks, how many of them were whole questions, how many
