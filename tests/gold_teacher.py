@@ -125,7 +125,8 @@ _FIELD = re.compile(r"^(PEP|Title|Author|Status|Type|Created): (.+)$", re.M)
 
 def facts_of(passage: str) -> list[Fact]:
     """The facts of a PEP's head: who wrote it, its kind, when it was created; each asked for in several ways."""
-    known = {name: value.strip() for name, value in _FIELD.findall(passage)}
+    head = re.search(r"^PEP: \d+\n(?:.+\n?)+", passage, re.M)
+    known = {name: value.strip() for name, value in _FIELD.findall(head[0] if head else "")}
     if len(known) < 6:
         return []
     pep, title = known["PEP"], known["Title"]

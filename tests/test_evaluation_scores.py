@@ -308,7 +308,7 @@ QUESTION = (
 
 def test_what_is_trained_on_must_not_hold_the_questions_held_out_and_they_may_be_alike() -> None:
     held_out = HeldOut()
-    held_out.add_questions([[QUESTION]], "held-out questions", own=True)
+    held_out.add_own([[QUESTION]], [])
     lesson = [*user(f"Tell me. {QUESTION}"), {"role": "assistant", "content": "The upper one."}]
     found = held_out.leak(lesson)
     assert found is not None
@@ -316,8 +316,19 @@ def test_what_is_trained_on_must_not_hold_the_questions_held_out_and_they_may_be
     assert held_out.leak(lesson, trained=False) is None
     held_out = HeldOut()
     held_out.add_questions([[QUESTION]], "eval.jsonl")
-    held_out.add_questions([[QUESTION]], "held-out questions", own=True)
+    held_out.add_own([[QUESTION]], [])
     assert held_out.leak(lesson, trained=False) is not None  # a file's own questions are kept out of both
+
+
+def test_words_that_all_questions_of_a_run_share_are_no_leak_however_few_are_held_out() -> None:
+    opening = "Complete this Python function. Answer with the whole function, its imports included, in one code block."
+    trained = [f"{opening} def f{n}(): pass" for n in range(11)]
+    alone, beside = HeldOut(), HeldOut()
+    alone.add_own([[f"{opening} def g(): pass"]], [])
+    beside.add_own([[f"{opening} def g(): pass"]], trained)
+    assert alone.leak(user(trained[0])) is not None
+    assert beside.leak(user(trained[0])) is None
+    assert beside.leak(user(f"{opening} def g(): pass")) is not None
 
 
 def test_files_in_another_form_are_held_out_in_that_form_and_change_the_fingerprint(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from stillroom.lessons.prompts.questions import user_text
 from stillroom.lessons.prompts.sources import evaluation_sources
 from stillroom.lessons.teach.answered import AnswersFile, spent_by_others
 from stillroom.lessons.teach.answers import lesson_messages
-from stillroom.lessons.teach.asking import RunPrompt, read_run_prompts, requests_of, tools_of
+from stillroom.lessons.teach.asking import read_run_prompts, requests_of, tools_of
 from stillroom.lessons.teach.bill import Bill
 from stillroom.models.endpoint import base_url
 from stillroom.models.opening import WhenAsked, open_teacher
@@ -162,16 +162,17 @@ def _held_out(context: StageContext) -> HeldOut:
             path = context.run.locate(source.file)
             held_out.add(path, path.name, source)
     if recipe.measured_on_held_out:
-        prompts = read_run_prompts(context.run.need("prompts"))
-        own = ([_bare(prompt)] for prompt in prompts if prompt.split == "tune")
-        held_out.add_questions(own, "held-out questions", own=True)
+        prompts = context.run.need("prompts")
+        held_out.add_own(([text] for text in _bare(prompts, "tune")), _bare(prompts, "train"))
     return held_out
 
 
-def _bare(prompt: RunPrompt) -> str:
-    """What is asked, without the document that it is asked about: many questions share that."""
-    asked = user_text(prompt.messages)
-    return asked.replace(prompt.document, "") if prompt.document else asked
+def _bare(prompts: Path, split: str) -> Iterator[str]:
+    """What a split's questions ask, without the document that they are asked about: many questions share that."""
+    for prompt in read_run_prompts(prompts):
+        if prompt.split == split:
+            asked = user_text(prompt.messages)
+            yield asked.replace(prompt.document, "") if prompt.document else asked
 
 
 def _groups(context: StageContext) -> Iterator[Group]:

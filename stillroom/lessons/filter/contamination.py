@@ -118,14 +118,23 @@ class HeldOut:
         asked = (user_text(question.messages) for question in read_questions(source, path))
         self.add_questions(((text, _bare(row)) for text, (_, row) in zip(asked, rows, strict=False)), name)
 
-    def add_questions(self, questions: Iterable[Sequence[str]], name: str, *, own: bool = False) -> None:
-        """Take in questions under a file's name, each in one wording or more.
+    def add_own(self, questions: Iterable[Sequence[str]], others: Iterable[str]) -> None:
+        """Take in the run's own questions that are held out of training; after all files, whose questions come before them.
 
         Args:
             questions: the wordings of each.
-            name: the file's.
-            own: they are the run's own, held out of training; added last, so that a file's come before them.
+            others: the questions that are trained on. What more than ten of these have in common is boilerplate as well:
+                few may be held out, and all of them asked in the same way.
         """
+        self._add(questions, "held-out questions", own=True, others=others)
+
+    def add_questions(self, questions: Iterable[Sequence[str]], name: str) -> None:
+        """Take in questions under a file's name, each in one wording or more."""
+        self._add(questions, name)
+
+    def _add(
+        self, questions: Iterable[Sequence[str]], name: str, *, own: bool = False, others: Iterable[str] = ()
+    ) -> None:
         file, first = Named(name, own=own), len(self._places)
         counts: Counter[int] = Counter()
         owners: dict[int, int] = {}
@@ -148,6 +157,8 @@ class HeldOut:
                 owners.setdefault(gram, number)
             counts.update(grams)
             sample.add(wordings[0])
+        for text in others:
+            counts.update({mark for gram in _runs(words(text), GRAM) if (mark := _mark(gram)) in owners})
         lengths = {length for length, _ in short.values()}
         self._lengths |= lengths | ({GRAM} if counts else set())
         for mark, (_, number) in short.items():
