@@ -130,11 +130,10 @@ def facts_of(passage: str) -> list[Fact]:
     if len(known) < 6:
         return []
     pep, title = known["PEP"], known["Title"]
-    after = {"Author": "Status", "Type": "Created", "Created": "Type"}
+    beside = {"Author": ("Author", "Status"), "Type": ("Status", "Type"), "Created": ("Type", "Created")}
 
     def quote(name: str) -> str:
-        pair = [name, after[name]] if name != "Created" else [after[name], name]
-        return " ".join(f"{one}: {known[one]}" for one in pair)
+        return " ".join(f"{one}: {known[one]}" for one in beside[name])
 
     ways = {
         "Author": [

@@ -329,6 +329,12 @@ def test_words_that_all_questions_of_a_run_share_are_no_leak_however_few_are_hel
     assert alone.leak(user(trained[0])) is not None
     assert beside.leak(user(trained[0])) is None
     assert beside.leak(user(f"{opening} def g(): pass")) is not None
+    # What half consists of the opening is likeness; what goes on in the same words is a leak.
+    asked = f"{opening} def parse(words): give the longest of these words that have no letter twice"
+    longer = HeldOut()
+    longer.add_own([[asked]], trained)
+    assert longer.leak(user(f"{opening} def parse(words): something else is wanted here")) is None
+    assert longer.leak(user(f"Quick: {asked.removeprefix(opening)}")) is not None
 
 
 def test_files_in_another_form_are_held_out_in_that_form_and_change_the_fingerprint(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ class HeldOut:
         Args:
             questions: the wordings of each.
             others: the questions that are trained on. What more than ten of these have in common is boilerplate as well:
-                few may be held out, and all of them asked in the same way.
+                few may be held out, and all of them asked in the same way. Runs that are half of it tell nothing either.
         """
         self._add(questions, "held-out questions", own=True, others=others)
 
@@ -140,6 +140,7 @@ class HeldOut:
         owners: dict[int, int] = {}
         short: dict[int, tuple[int, int]] = {}
         sample = Reservoir[str]()
+        asked: list[list[int]] = []
         for wordings in questions:
             file.questions += 1
             known = [tokens for tokens in map(words, wordings) if tokens]
@@ -152,7 +153,9 @@ class HeldOut:
                 self._whole.setdefault(_mark(tokens), number)
                 if SHORTEST <= len(tokens) < GRAM:
                     short[_mark(tokens)] = len(tokens), number
-            grams = {_mark(gram) for tokens in known for gram in _runs(tokens, GRAM)}
+            runs = [[_mark(gram) for gram in _runs(tokens, GRAM)] for tokens in known]
+            asked += runs if own else []
+            grams = {gram for run in runs for gram in run}
             for gram in grams:
                 owners.setdefault(gram, number)
             counts.update(grams)
@@ -163,8 +166,11 @@ class HeldOut:
         self._lengths |= lengths | ({GRAM} if counts else set())
         for mark, (_, number) in short.items():
             self._grams.setdefault(mark, number)
+        if own:
+            telling = {gram for run in asked for gram in _telling(run, counts)}
+            counts = Counter({gram: counts[gram] for gram in telling})
         for gram, number in owners.items():
-            if counts[gram] <= COMMON:
+            if 0 < counts[gram] <= COMMON:
                 self._grams.setdefault(gram, number)
         alike = [_touches_another(words(text), counts, short.keys(), lengths) for text in sample.texts]
         file.alike = sum(alike) / max(len(alike), 1)
@@ -246,6 +252,14 @@ def _bare(row: Mapping[str, Any]) -> str:
     return next(
         (row[name] for name in (*QUESTION_FIELDS, "problem", "ctx") if isinstance(row.get(name), str)), ""
     )
+
+
+def _telling(grams: Sequence[int], counts: Mapping[int, int]) -> Iterator[int]:
+    """The runs of a question, given in order, of which at most half the words are boilerplate."""
+    common = {place + n for place, gram in enumerate(grams) if counts[gram] > COMMON for n in range(GRAM)}
+    for place, gram in enumerate(grams):
+        if 2 * sum(place + n in common for n in range(GRAM)) <= GRAM:
+            yield gram
 
 
 def _touches_another(
