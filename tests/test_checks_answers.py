@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from gold_teacher import first_allowed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,14 +216,6 @@ FLAWED = {
     # The published right call breaks the published declaration.
     "simple_python_307", "parallel_multiple_12", "parallel_multiple_21", "parallel_multiple_26", "live_simple_71-35-0",
 }  # fmt: skip
-
-
-def first_allowed(allowed: Any) -> Any:
-    """One right call's arguments out of BFCL's lists of values allowed."""
-    if isinstance(allowed, dict):
-        listed = {key: value if isinstance(value, list) else [value] for key, value in allowed.items()}
-        return {key: first_allowed(value[0]) for key, value in listed.items() if value and value[0] != ""}
-    return [first_allowed(item) for item in allowed] if isinstance(allowed, list) else allowed
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -104,7 +104,7 @@ def test_a_missing_key_is_named() -> None:
         ({"prompts": []}, "prompts"),
         ({"distil": {"loss": {"hard": 0, "soft": 0}}}, "distil.loss"),
         ({"student": {"model": "a", "prune": {"layers": 2}}}, "student"),
-        ({"evaluate": {"tasks": [{"score": "json"}]}}, "evaluate.tasks.0"),
+        ({"evaluate": {"tasks": [{"file": "a", "score": "exact", "form": "corpus"}]}}, "evaluate.tasks.0"),
         ({"evaluate": {"tasks": [{"file": "a.jsonl", "score": "likelihood"}]}}, "evaluate.tasks.0"),
         ({"teach": {"signal": {"kind": "none"}}}, "the recipe"),
         ({"teacher": {"model": "m", "api": "http://127.0.0.1:1/v1"}}, "the recipe"),

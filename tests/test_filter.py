@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stillroom.checks import UNCHECKED, Case
 from stillroom.contracts.errors import RecipeError, UserError
 from stillroom.contracts.recipe import Filter
 from stillroom.contracts.records import Answer, Prompt
@@ -28,7 +29,7 @@ from stillroom.lessons.filter.groups import Group, Sifted
 from stillroom.lessons.filter.language import language_of
 from stillroom.lessons.filter.quality import objection, repeats
 from stillroom.lessons.filter.refusals import refusal
-from stillroom.lessons.filter.verification import UNCHECKED, Case, verifier
+from stillroom.lessons.filter.verification import verifier
 from stillroom.lessons.prompts.tickets import tickets
 from stillroom.lessons.teach.answered import PaidAnswer
 from stillroom.report.cards import dataset_card

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tiny_llama import save_tiny
 
+from stillroom.checks import Case, Finding
 from stillroom.contracts.errors import RecipeError, ServiceFault, UserError
 from stillroom.contracts.recipe import Filter
 from stillroom.contracts.records import Answer, Prompt, Reply, Request, Sampling
@@ -22,7 +23,7 @@ from stillroom.lessons.filter.filtering import Filtering
 from stillroom.lessons.filter.groups import Group, Helpers
 from stillroom.lessons.filter.headroom import Headroom
 from stillroom.lessons.filter.judging import SAMPLING, Duel, Judge, ring
-from stillroom.lessons.filter.verification import Case, Finding, verifier
+from stillroom.lessons.filter.verification import verifier
 from stillroom.lessons.teach.answered import AnswersFile
 from stillroom.lessons.teach.bill import Bill
 from stillroom.models.chat_completions import ChatRequest

@@ -150,7 +150,7 @@ def sources() -> Iterator[tuple[str, set[tuple[str, str]]]]:
     yield "def f(other): return other.steps", set()
     yield "def f(tasks: list[Task]): return [task.limit for task in tasks]", {("Task", "limit")}
     yield "class A:\n    settings: Teach\n    def f(self): return self.settings.top_p", {("Teach", "top_p")}
-    yield "def f(task: Task): return task.title", {("Task", "name"), ("Task", "file")}
+    yield "def f(task: Task): return task.title", {("Task", "name"), ("Task", "file"), ("Task", "score")}
     yield (
         "def f(recipe):\n    t = recipe.teach\n    return t.signal.kind",
         {

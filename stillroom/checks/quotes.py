@@ -1,4 +1,4 @@
-"""Do the quotes of an answer stand in the document that it is about?"""
+"""Do the quotes of an answer stand in the document that it is about, and does it say what is right?"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from stillroom.checks.reasoning import strip_reasoning
 FEWEST_WORDS = 3
 """Shorter passages in quotation marks are names and terms, not quotes."""
 _QUOTED = re.compile(r"“([^”]+)”|«([^»]+)»|„([^“”]+)[“”]|\"([^\"\n]+)\"|^[ \t]*>[ \t]?(.+)$", re.M)
+_WORD = re.compile(r"[^\W_]+")
 _GAP = re.compile(r"\s*(?:\[\s*(?:\.\.\.|…)\s*\]|\(\s*(?:\.\.\.|…)\s*\)|\.\.\.|…)\s*")
 
 
@@ -27,6 +28,14 @@ def missing_quotes(text: str, document: str) -> list[str]:
     """
     source = _plain(document)
     return [quote for quote in quotes(text) if not _stands_in(quote, source)]
+
+
+def says(text: str, right: str) -> bool:
+    """Whether the right answer's words stand in an answer, one after the other, whatever their case and punctuation."""
+    wanted = _WORD.findall(_plain(right))
+    given = _WORD.findall(_plain(strip_reasoning(text)))
+    size = len(wanted)
+    return size > 0 and any(given[at : at + size] == wanted for at in range(len(given) - size + 1))
 
 
 def _stands_in(quote: str, source: str) -> bool:

@@ -20,6 +20,12 @@ class Score(enum.Enum):
 
     json = "json"
     exact = "exact"
+    number = "number"
+    maths = "maths"
+    choice = "choice"
+    tools = "tools"
+    code = "code"
+    quotes = "quotes"
 
 
 @verbs.command(
@@ -49,10 +55,12 @@ def evaluate(
         raise UserError(
             "a model needs items to be measured on", do="--file eval.jsonl, lines with messages and reference"
         )
-    from stillroom.evaluation import ModelSpec, evaluate, load_task
+    from stillroom.contracts.recipe import Task
+    from stillroom.evaluation import ModelSpec, evaluate
+    from stillroom.stages.evaluate import read_file
 
     spec = ModelSpec(path.name, "gguf" if path.suffix == ".gguf" else "local", str(path), tokenizer=tokenizer)
-    task = load_task(file, score.value, file.stem, limit=limit)
+    task = read_file(Task(file=str(file), score=score.value, limit=limit), file)
     for row in evaluate([spec], [task], progress=open_progress()).rows:
         if row.at is None:
             interval = (

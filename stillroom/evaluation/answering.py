@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from stillroom.contracts.child import Advance
 from stillroom.contracts.conversations import calls_text
 from stillroom.contracts.errors import ServiceFault
 from stillroom.contracts.files import SyncedLines, read_lines
+from stillroom.contracts.recipe import Score
 from stillroom.contracts.records import Answerer, Reply, Request, Sampling, content_key, from_line
 from stillroom.evaluation.job import ModelSpec
 from stillroom.evaluation.results import Figures
@@ -27,6 +30,8 @@ def answer_tasks(
     max_new_tokens: int,
     answers: Path | None,
     advance: Advance,
+    *,
+    trusted: bool = False,
 ) -> tuple[dict[str, list[Verdict]], Figures]:
     """Verdicts by task, and what answering took.
 
@@ -35,8 +40,10 @@ def answer_tasks(
 
     Args:
         answers: JSONL file that keeps replies for the next attempt, each synced before it counts; None: kept nowhere.
+        trusted: run answers' code even where the system cannot confine it.
 
     Raises:
+        Fault: code cannot be confined here, and it is not trusted.
         ServiceFault: an API failed on some items; counting them as wrong would measure the connection.
         ModelError, TeacherError: from the model.
     """
@@ -64,10 +71,7 @@ def answer_tasks(
     if spec.kind == "api":
         _refuse_failures(spec, replies)
     verdicts = {
-        task.name: [
-            judge(item, replies[key], task.score)
-            for key, item in zip(keys[task.name], task.items, strict=True)
-        ]
+        task.name: _judged(task.score, task.items, [replies[key] for key in keys[task.name]], trusted)
         for task in tasks
         if task.items
     }
@@ -75,6 +79,16 @@ def answer_tasks(
     return verdicts, Figures(
         prompt_tokens=prompt_tokens, generated_tokens=generated, questions=asked, seconds=seconds
     )
+
+
+def _judged(score: Score, items: list[Item], replies: list[Reply], trusted: bool) -> list[Verdict]:
+    def one(item: Item, reply: Reply) -> Verdict:
+        return judge(item, reply, score, trusted=trusted)
+
+    if score != "code":
+        return list(map(one, items, replies))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is a process of its own
+        return list(pool.map(one, items, replies))
 
 
 def _key(spec: ModelSpec, item: Item, sampling: Sampling) -> str:

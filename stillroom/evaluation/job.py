@@ -48,6 +48,8 @@ class Settings:
     """Requests in flight at an API."""
     max_length: int = 4096
     """Held-out lessons of more tokens are left out."""
+    trusted: bool = False
+    """Run answers' code even where the system cannot confine it; it changes no verdict."""
 
 
 @dataclass(frozen=True)

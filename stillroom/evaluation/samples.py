@@ -29,6 +29,7 @@ def samples(tasks: Sequence[EvaluationTask], results: Sequence[ModelResult]) -> 
                         "text": column[i].text,
                         "correct": column[i].correct,
                         "confidence": column[i].confidence,
+                        **({"why": column[i].why} if column[i].why else {}),
                     }
                     for name, column in columns.items()
                 },

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from stillroom.checks import compare, equal_text
+from stillroom.checks import (
+    COMPARED,
+    Case,
+    Finding,
+    Verifier,
+    check_calls,
+    check_code,
+    check_quotes,
+    compare,
+    equal_text,
+    says,
+)
+from stillroom.contracts.recipe import Score
 from stillroom.contracts.records import Reply
-from stillroom.evaluation.tasks import Item, Score
+from stillroom.evaluation.tasks import Item
 
 
 @dataclass(frozen=True)
@@ -20,17 +33,26 @@ class Verdict:
     valid: bool | None = None
     """The answer is a JSON object; None where none was asked for."""
     fields: dict[str, bool] = field(default_factory=dict)
-    """Each of the reference's keys: is its value right?"""
+    """Each of the reference's keys, or each part of what was asked for: is it right?"""
     confidence: float | None = None
     """The model's own probability of its answer, given the reasoning before it; None where it does not tell."""
     finish: str = "stop"
+    why: str | None = None
+    """What a check says of a wrong answer; None where the score says no more than that."""
 
 
-def judge(item: Item, reply: Reply, score: Score) -> Verdict:
+def judge(item: Item, reply: Reply, score: Score, *, trusted: bool = False) -> Verdict:
     """The verdict on one reply. A refused, failed or cut-off answer is judged as it stands: it helps nobody more.
 
+    Args:
+        item: the question.
+        reply: what a model answered.
+        score: how it is judged, any but `likelihood`.
+        trusted: run an answer's code even where the system cannot confine it.
+
     Raises:
-        DataError: the score is `json` and the item's reference is not a JSON object.
+        DataError: the item's reference is not one that the score can judge by.
+        Fault: code cannot be confined here, and it is not trusted.
     """
     # One line of reasoning can be worded in many ways, which says nothing about the answer.
     told = reply.logprobs and reply.logprobs[reply.reasoning_tokens :]
@@ -40,9 +62,37 @@ def judge(item: Item, reply: Reply, score: Score) -> Verdict:
         return Verdict(
             reply.text, verdict.exact, verdict.valid, verdict.fields, confidence, finish=reply.finish
         )
-    return Verdict(
-        reply.text, equal_text(reply.text, item.reference), confidence=confidence, finish=reply.finish
-    )
+    if score == "exact":
+        right = equal_text(reply.text, item.reference)
+        return Verdict(reply.text, right, confidence=confidence, finish=reply.finish)
+    answer = {"role": "assistant", "content": reply.text}
+    case = Case(answer, item.messages, item.reference or None, item.tools, document=item.document)
+    finding, fields = _CHECKS[score](case, trusted)
+    right = finding.passed is not None and all(fields.values())
+    why = None if right else ": ".join(filter(None, [finding.reason, finding.detail])) or None
+    return Verdict(reply.text, right, None, fields, confidence, reply.finish, why)
+
+
+def _plainly(check: Verifier) -> _Check:
+    return lambda case, trusted: (check(case), {})
+
+
+def _quoting(case: Case, trusted: bool) -> tuple[Finding, dict[str, bool]]:
+    """Quotes that stand in the document, and where it is known the right answer in the answer's words."""
+    finding = check_quotes(case)
+    fields = {"quotes": finding.passed is not None}
+    if case.reference:
+        fields["answer"] = says(case.text, case.reference)
+    return finding, fields
+
+
+_Check = Callable[[Case, bool], tuple[Finding, dict[str, bool]]]
+_CHECKS: dict[Score, _Check] = {
+    **{name: _plainly(COMPARED[name]) for name in ("number", "maths", "choice")},
+    "tools": _plainly(check_calls),
+    "code": lambda case, trusted: (check_code(case, trusted=trusted), {}),
+    "quotes": _quoting,
+}
 
 
 def answer_confidence(logprobs: list[float]) -> float:

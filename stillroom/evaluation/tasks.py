@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ast
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from stillroom.checks import parse_object
+from stillroom.checks import CodeTests, chosen_letter, final_number, parse_object, right_calls
 from stillroom.contracts.conversations import conversation_of, with_system
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_lines
+from stillroom.contracts.recipe import Score
 from stillroom.contracts.records import Lesson, Message, content_key, from_line
-
-Score = Literal["json", "exact", "likelihood"]
 
 MOST_LESSONS = 200
 """Held-out lessons that a likelihood task reads when it has no limit of its own."""
@@ -25,13 +25,16 @@ class Item:
 
     messages: list[Message]
     reference: str
+    """Empty where only quotes are looked at."""
     tools: list[dict[str, Any]] | None = None
     """Declarations of the tools that may be called, in OpenAI's form."""
+    document: str | None = None
+    """What quotes must stand in; None: the messages."""
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """One measurement: `items` to answer (`json`, `exact`) or `lessons` to predict (`likelihood`)."""
+    """One measurement: `items` to answer or, with `likelihood`, `lessons` to predict."""
 
     name: str
     score: Score
@@ -46,7 +49,7 @@ class EvaluationTask:
     @property
     def key(self) -> str:
         """A digest of all that decides a model's verdicts on this task."""
-        return content_key(asdict(self, dict_factory=_without_empty_tools))
+        return content_key(asdict(self, dict_factory=_without_empty_ones))
 
 
 def load_task(
@@ -66,11 +69,11 @@ def load_task(
     OpenAI's form, are declared to the model.
 
     Args:
-        score: `json` or `exact`; with `json` every reference must be a JSON object.
+        score: how answers are judged, any but `likelihood`; every right answer must be one that it can judge by.
         limit: use the first so many items.
         system: put before every conversation that has no system prompt of its own.
         tools: declared where a line has none of its own.
-        lines: what the file holds, where it is no JSONL and somebody else reads it.
+        lines: what the file holds, where somebody else reads it.
 
     Raises:
         DataError: the file is missing or empty, or a line is not usable; the message names the line.
@@ -114,20 +117,75 @@ def _item(
     line: dict[str, Any], where: str, score: Score, system: str | None, tools: list[dict[str, Any]] | None
 ) -> Item:
     messages, reference = conversation_of(line, where)
-    if reference is None:
+    declared = _tools(line.get("tools", tools), where)
+    if reference is None and score != "quotes":
         raise DataError(
             f"{where} has no reference",
             got=", ".join(line),
             expected='{"messages": [{"role": "user", "content": "..."}], "reference": "..."}',
         )
-    if score == "json" and parse_object(reference) is None:
+    if score in _REFERENCES and not _REFERENCES[score].fits(reference or ""):
+        kind = _REFERENCES[score]
         raise DataError(
-            f"{where}: the reference is not a JSON object",
-            got=reference[:80],
-            expected='an object such as {"intent": "refund"}',
-            do="mend the line, or score the task with `exact`",
+            f"{where}: the reference is {kind.missing}",
+            got=(reference or "")[:80],
+            expected=kind.expected,
+            do=f"mend the line, or give the task another score than `{score}`",
         )
-    return Item(with_system(messages, system), reference, _tools(line.get("tools", tools), where))
+    if score == "tools" and not declared:
+        raise DataError(
+            f"{where} declares no tools",
+            got=", ".join(line),
+            expected='tools: [{"type": "function", "function": {"name": "...", "parameters": {...}}}]',
+            do="mend the line, or set teach.parameters.tools",
+        )
+    return Item(with_system(messages, system), reference or "", declared, line.get("document"))
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What a score wants of right answers."""
+
+    fits: Callable[[str], bool]
+    missing: str
+    """What one that does not fit is."""
+    expected: str
+
+
+def _is_program(reference: str) -> bool:
+    try:
+        ast.parse(CodeTests.read(reference).test)
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _are_calls(reference: str) -> bool:
+    try:
+        return right_calls(reference) is not None
+    except DataError:
+        return False
+
+
+_REFERENCES: dict[Score, _Reference] = {
+    "json": _Reference(
+        lambda text: parse_object(text) is not None,
+        "not a JSON object",
+        'an object such as {"intent": "refund"}',
+    ),
+    "number": _Reference(
+        lambda text: final_number(text) is not None,
+        "without a number",
+        "18, or a worked answer that ends in one",
+    ),
+    "choice": _Reference(lambda text: chosen_letter(text) is not None, "no letter", "a letter such as B"),
+    "tools": _Reference(
+        _are_calls,
+        "no list of tool calls",
+        '[{"tool": {"argument": value}}], or [] where none is to be called',
+    ),
+    "code": _Reference(_is_program, "no tests in Python", '{"test": "assert f(1) == 2", "entry_point": "f"}'),
+}
 
 
 def _tools(given: Any, where: str) -> list[dict[str, Any]] | None:
@@ -145,6 +203,6 @@ def _tools(given: Any, where: str) -> list[dict[str, Any]] | None:
     return given
 
 
-def _without_empty_tools(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """What declares no tools keeps the key that it had before there were any."""
-    return {name: value for name, value in fields if name != "tools" or value}
+def _without_empty_ones(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What has no tools and no document keeps the key that it had before there were any."""
+    return {name: value for name, value in fields if name not in ("tools", "document") or value}

@@ -36,7 +36,13 @@ def measure(job: Job, advance: Advance) -> ModelResult:
     with _opened(job.spec, job.settings) as model:
         answers = Path(job.answers) if job.answers else None
         verdicts, figures = answer_tasks(
-            model, job.spec, job.tasks, job.settings.max_new_tokens, answers, advance
+            model,
+            job.spec,
+            job.tasks,
+            job.settings.max_new_tokens,
+            answers,
+            advance,
+            trusted=job.settings.trusted,
         )
         if job.spec.kind == "api":
             return ModelResult(job.spec.name, verdicts, {}, figures)

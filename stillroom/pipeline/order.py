@@ -45,10 +45,9 @@ _CLASSIFY = ("teach", "distil", "quantise")
 
 def _prompts(run: Run) -> dict[str, Any]:
     recipe = run.recipe
-    held_out = [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate
     found: dict[str, Any] = {
         "prompts": [_source(run, source) for source in recipe.prompts],
-        "held out": _contents(run, held_out),
+        "held out": _held_out(run),
         "splits": _plain(recipe.splits),
         "seed": recipe.seed,
     }
@@ -63,6 +62,17 @@ def _prompts(run: Run) -> dict[str, Any]:
         identity = teacher_identity(recipe.teacher, run.base)
         found["teacher"] = {"model": recipe.teacher.model, "content": identity}
     return found
+
+
+def _held_out(run: Run) -> dict[str, Any]:
+    """The files that must not be trained on, and how they are read where the recipe says it."""
+    tasks, rule = run.recipe.evaluate.tasks, run.recipe.filter
+    read = {
+        f"{task.file}, read": [task.form, task.pattern]
+        for task in tasks
+        if task.file and (task.form != "auto" or task.pattern)
+    }
+    return _contents(run, [task.file for task in tasks if task.file] + rule.decontaminate) | read
 
 
 def _source(run: Run, source: PromptSource) -> dict[str, Any]:
@@ -125,7 +135,6 @@ def _filter(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     rule = recipe.filter
     named = [rule.json_schema, rule.tools, rule.checker and rule.checker.rpartition(":")[0], rule.reviewed]
-    held_out = [task.file for task in recipe.evaluate.tasks if task.file] + rule.decontaminate
     # Only what is used: runs from before there were facts, judges and references still hold.
     fields = type(rule).model_fields
     unused = {name for name in _LATER_CHECKS if getattr(rule, name) == fields[name].default}
@@ -133,8 +142,10 @@ def _filter(run: Run) -> dict[str, Any]:
         "filter": rule.model_dump(mode="json", exclude=unused),
         "teach": {"reasoning": recipe.teach.reasoning},
         "checks": _contents(run, filter(None, named)),
-        "held out": _contents(run, held_out),
+        "held out": _held_out(run),
     }
+    if recipe.measured_on_held_out:
+        found["own questions are held out"] = True
     if rule.judge and not rule.judge.api:
         found["judge"] = teacher_identity(rule.judge, run.base)
     if rule.contrast:

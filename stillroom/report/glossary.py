@@ -41,7 +41,10 @@ _SIGNALS = Term(
 )
 _BY_METRIC = {
     "exact": Term(
-        "exact", "Exact answer", "An answer that is right as a whole; one wrong field makes it wrong."
+        "exact",
+        "Exact answer",
+        "An answer that is right as a whole, by its task’s own check: every field, the final number, the tool calls, the "
+        "tests that its code must pass. One wrong part makes it wrong.",
     ),
     "valid_json": Term(
         "json", "Valid JSON", "The answer is one well-formed JSON object that a program can read."

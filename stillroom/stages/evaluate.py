@@ -6,15 +6,15 @@ killed evaluation goes on with the next model and a changed one is measured agai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.contracts.classes import class_names, class_text
 from stillroom.contracts.errors import DataError, RecipeError, RunError
-from stillroom.contracts.files import digest, read_json, write_json, write_lines
-from stillroom.contracts.recipe import PromptSource
+from stillroom.contracts.files import digest, read_json, read_lines, write_json, write_lines
+from stillroom.contracts.recipe import Task
 from stillroom.contracts.records import ResultRow, content_key, to_line
 from stillroom.evaluation.comparison import compare_models
 from stillroom.evaluation.job import ModelSpec, Settings
@@ -23,7 +23,7 @@ from stillroom.evaluation.running import evaluate_model
 from stillroom.evaluation.samples import samples
 from stillroom.evaluation.tasks import EvaluationTask, held_out_lessons, load_task
 from stillroom.evaluation.training_curves import training_rows
-from stillroom.lessons.prompts.sources import read_questions
+from stillroom.lessons.prompts.sources import read_questions, source_of
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model, resolve_tokenizer
 from stillroom.stages.context import StageContext
@@ -78,37 +78,56 @@ def read_tasks(context: StageContext) -> list[EvaluationTask]:
                 expected=f"none of {', '.join(sorted(_RESERVED))}, which the results use themselves",
                 do="give the task another name: evaluate.tasks: [{file: ..., name: ...}]",
             )
-    tasks = []
-    for task in recipe.evaluate.tasks:
-        if task.file is None:
-            lessons = context.run.need("filter") / "lessons.jsonl"
-            tasks.append(held_out_lessons(lessons, task.title, task.limit))
-        else:
-            path, shown = context.run.locate(task.file), recipe.teach
-            lines = None if path.suffix in _LINES else _table(task.file, path)
-            tasks.append(
-                load_task(
-                    path,
-                    task.score,
-                    task.title,
-                    limit=task.limit,
-                    system=shown.system,
-                    tools=shown.parameters.get("tools"),
-                    lines=lines,
-                )
-            )
+    tasks = [_read(context, task) for task in recipe.evaluate.tasks]
     if recipe.classify and recipe.classify.several:
         return [_with_sorted_classes(task) for task in tasks]
     return tasks
 
 
-_LINES = (".jsonl", ".json", ".ndjson")
+def _read(context: StageContext, task: Task) -> EvaluationTask:
+    if task.score == "likelihood":
+        return held_out_lessons(context.run.need("filter") / "lessons.jsonl", task.title, task.limit)
+    system, tools = context.recipe.teach.system, context.recipe.teach.parameters.get("tools")
+    if task.file is not None:
+        return read_file(task, context.run.locate(task.file), system=system, tools=tools)
+    path = context.run.need("prompts") / "prompts.jsonl"
+    if not any(line["split"] == "tune" for line in read_lines(path)):
+        raise DataError(
+            "no question was held out of training",
+            got=f"splits.tune: {context.recipe.splits.tune}",
+            expected="some, since a task without a file is measured on them",
+            do="raise splits.tune, or give the task a file",
+        )
+    held_out = (_line(line) for line in read_lines(path) if line["split"] == "tune")
+    return load_task(
+        path, task.score, task.title, limit=task.limit, system=system, tools=tools, lines=held_out
+    )
 
 
-def _table(name: str, path: Path) -> Iterator[dict[str, Any]]:
-    """The lines that a table of questions comes to."""
-    for question in read_questions(PromptSource(file=name), path):
-        yield {"messages": question.messages, "reference": question.reference}
+def read_file(
+    task: Task, path: Path, *, system: str | None = None, tools: list[dict[str, Any]] | None = None
+) -> EvaluationTask:
+    """A task's file, read as prompts are: published benchmarks are recognised, columns guessed.
+
+    Args:
+        task: the recipe's entry.
+        path: its file or folder on this machine.
+        system: put before every conversation that has no system prompt of its own.
+        tools: declared where a question has none of its own.
+
+    Raises:
+        DataError: the file is missing or empty, or a question is not one that the score can judge.
+    """
+    lines = (_line(vars(question)) for question in read_questions(source_of(task), path))
+    return load_task(path, task.score, task.title, limit=task.limit, system=system, tools=tools, lines=lines)
+
+
+def _line(known: Mapping[str, Any]) -> dict[str, Any]:
+    """What an item is made of; where the right answer is not set apart it is the worked one."""
+    line = {name: known.get(name) for name in ("messages", "reference", "tools", "document")}
+    if line["reference"] is None:
+        line["reference"] = known.get("solution")
+    return {name: value for name, value in line.items() if value is not None}
 
 
 def _with_sorted_classes(task: EvaluationTask) -> EvaluationTask:
@@ -207,6 +226,7 @@ def _measured(
         batch_size=recipe.evaluate.batch_size,
         concurrency=recipe.teach.concurrency,
         max_length=recipe.distil.max_length,
+        trusted=recipe.filter.trusted,
     )
     compared = any(task.lessons for task in tasks) and spec != teacher and teacher.kind != "api"
     live = teacher if compared else None
@@ -215,7 +235,7 @@ def _measured(
         _identity(spec),
         _identity(live) if live else None,
         [task.key for task in tasks],
-        asdict(settings),
+        {name: value for name, value in asdict(settings).items() if name != "trusted"},
     )
     path = context.folder / "models" / f"{spec.name}.json"
     if (known := _known(path, key)) is not None:

@@ -20,6 +20,8 @@ from stillroom.lessons.filter.filtering import Filtering
 from stillroom.lessons.filter.groups import Group, Helpers
 from stillroom.lessons.filter.headroom import Headroom, Lead
 from stillroom.lessons.filter.judging import SAMPLING, Judge
+from stillroom.lessons.prompts.questions import user_text
+from stillroom.lessons.prompts.sources import evaluation_sources
 from stillroom.lessons.teach.answered import AnswersFile, spent_by_others
 from stillroom.lessons.teach.answers import lesson_messages
 from stillroom.lessons.teach.asking import read_run_prompts, requests_of, tools_of
@@ -152,14 +154,25 @@ def _terms(context: StageContext) -> Terms:
 
 
 def _held_out(context: StageContext) -> HeldOut:
-    """The questions of all evaluation files."""
-    recipe, held_out = context.recipe, HeldOut()
-    for name in dict.fromkeys(
-        [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate
-    ):
-        path = context.run.locate(name)
-        held_out.add(path, path.name)
+    """The questions of all evaluation files, and the run's own where it is measured on those it held out."""
+    recipe, held_out, done = context.recipe, HeldOut(), set[str]()
+    for source in evaluation_sources(recipe):
+        if source.file not in done:
+            done.add(source.file)
+            path = context.run.locate(source.file)
+            held_out.add(path, path.name, source)
+    if recipe.measured_on_held_out:
+        prompts = context.run.need("prompts")
+        held_out.add_own(([text] for text in _bare(prompts, "tune")), _bare(prompts, "train"))
     return held_out
+
+
+def _bare(prompts: Path, split: str) -> Iterator[str]:
+    """What a split's questions ask, without the document that they are asked about: many questions share that."""
+    for prompt in read_run_prompts(prompts):
+        if prompt.split == split:
+            asked = user_text(prompt.messages)
+            yield asked.replace(prompt.document, "") if prompt.document else asked
 
 
 def _groups(context: StageContext) -> Iterator[Group]:

@@ -6,7 +6,7 @@ Every field has a description; `docs/recipe.md` and the JSON Schema are generate
 from stillroom.contracts.recipe.align import Align
 from stillroom.contracts.recipe.classify import Classify, Masked, Prepare
 from stillroom.contracts.recipe.distil import Baseline, Curriculum, Distil, Loss, Match, Past, Replay, Rounds
-from stillroom.contracts.recipe.evaluate import Evaluate, Task
+from stillroom.contracts.recipe.evaluate import Evaluate, Score, Task
 from stillroom.contracts.recipe.export import Export, Kind
 from stillroom.contracts.recipe.filter import Filter
 from stillroom.contracts.recipe.models import Lora, Prune, Student, Teacher
@@ -42,6 +42,7 @@ __all__ = [
     "Recipe",
     "Replay",
     "Rounds",
+    "Score",
     "Section",
     "Signal",
     "Splits",

@@ -7,32 +7,53 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from stillroom.contracts.recipe.prompts import Form
 from stillroom.contracts.recipe.section import Section
+
+Score = Literal["json", "exact", "number", "maths", "choice", "tools", "code", "quotes", "likelihood"]
 
 
 class Task(Section):
     """One thing that the models are measured on."""
 
     file: str | None = Field(
-        None, description="JSONL of chat messages with a `reference`. Empty with `score: likelihood`."
+        None,
+        description="Questions with right answers, in any form that prompts are read in, published benchmarks among them. "
+        "Empty: what this run held out of training (splits.tune): its lessons with `score: likelihood`, else its "
+        "questions.",
     )
-    score: Literal["json", "exact", "likelihood"] = Field(
-        description="`json`: every field of the JSON answer must be right. `exact`: the answer's text must be equal. "
-        "`likelihood`: loss and KL to the teacher on the held-out lessons."
+    score: Score = Field(
+        description="How an answer is held against the right one; the names are those of filter.verify. `json`: every field "
+        "of the JSON answer must be right. `exact`: the answer's text must be equal. `number`, `maths`: its final number, "
+        "its result in mathematics. `choice`: its letter. `tools`: its calls of tools. `code`: its Python must pass the "
+        "question's tests, run in a sandbox. `quotes`: it quotes, its quotes stand in the question's document, and the "
+        "right answer's words stand in it. `likelihood`: loss and KL to the teacher on the held-out lessons.",
+    )
+    form: Form = Field(
+        "auto", description="Of the file, as for a source of prompts: `auto` recognises published benchmarks."
+    )
+    pattern: str | None = Field(
+        None, description="Of a folder or zip file, only the files that match, such as test/*.csv."
     )
     name: str | None = Field(None, description="What the report calls it. Empty: the file's name.")
     limit: int | None = Field(None, ge=1, description="Use at most this many items.")
 
     @model_validator(mode="after")
-    def _file(self) -> Task:
-        if (self.file is None) != (self.score == "likelihood"):
-            raise ValueError("a task needs a file, except `score: likelihood`, which takes none")
+    def _makes_sense(self) -> Task:
+        if self.file is not None and self.score == "likelihood":
+            raise ValueError(
+                "a task with `score: likelihood` takes no file: it reads the lessons held out of training"
+            )
+        if self.form in ("corpus", "documents"):
+            raise ValueError(f"{self.form} hold no questions to be measured on")
         return self
 
     @property
     def title(self) -> str:
         """The task's name in results and report."""
-        return self.name or (re.sub(r".*/|\.[a-z.]+$", "", self.file) if self.file else "held-out lessons")
+        if self.name or self.file:
+            return self.name or re.sub(r".*/|\.[a-z.]+$", "", self.file or "")
+        return "held-out lessons" if self.score == "likelihood" else "held-out questions"
 
 
 class Evaluate(Section):

@@ -165,6 +165,11 @@ class Recipe(Section):
             )
         return self
 
+    @property
+    def measured_on_held_out(self) -> bool:
+        """Whether a task asks the questions that were held out of training."""
+        return any(task.file is None and task.score != "likelihood" for task in self.evaluate.tasks)
+
     def _carries_over(self) -> None:
         """Teachers with tokens of their own are heard through a book that the teach stage writes."""
         foreign = [one for one in (self.teacher, *self.more_teachers) if one.tokens == "own"]
@@ -320,6 +325,11 @@ class Recipe(Section):
             raise ValueError(
                 "this API scores its own answers only, not what the student writes: set teach.signal.source to "
                 "prompt_logprobs (vLLM can), have a local teacher, or leave distil.rounds out"
+            )
+        if self.distil.rounds and self.distil.rounds.patience and self.measured_on_held_out:
+            raise ValueError(
+                "distil.rounds.patience picks the student by the questions held out of training, and a task without a file "
+                "would measure it on the same ones: give the task a file, or leave patience out"
             )
 
     @property

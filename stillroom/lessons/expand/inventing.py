@@ -111,8 +111,9 @@ def passage_request(task: str, passage: str, count: int) -> list[Message]:
     form = (
         f"Write {count} different questions that this passage answers: some plain, some that join two places of it. Answer "
         'with a JSON list only: [{"question": "...", "quote": "...", "answer": "...", "probability": 0.1}, ...], where '
-        "quote is copied word for word from the passage and proves the answer, and probability says how likely you hold "
-        "it that a reader would ask just this. A question names what it is about and does not speak of a passage."
+        "quote is copied word for word from the passage and proves the answer, answer is a few words only, and probability "
+        "says how likely you hold it that a reader would ask just this. A question names what it is about and does not "
+        "speak of a passage."
     )
     return _ask(task, f"<passage>\n{passage}\n</passage>", "", form)
 

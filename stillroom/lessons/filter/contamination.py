@@ -67,6 +67,8 @@ class Named:
     """Share of its different questions that would be a leak of another of them."""
     found: list[str] = field(default_factory=list)
     """The first few passages that were found."""
+    own: bool = False
+    """They are the run's own questions that are held out of training: only what is trained on must not hold them."""
 
 
 @dataclass(frozen=True)
@@ -99,26 +101,46 @@ class HeldOut:
         self._places = array("I")  # of each question its file
         self._sizes = array("I")  # and how many words it has
 
-    def add(self, path: Path, name: str) -> None:
+    def add(self, path: Path, name: str, source: PromptSource | None = None) -> None:
         """Read an evaluation file in any form that prompts are read in, published benchmarks among them.
+
+        Args:
+            path: the file or folder.
+            name: what it is called in manifest and card.
+            source: how it is read, where the recipe says it.
 
         Raises:
             DataError: the file is missing, or a line has no question.
         """
-        rows = read_rows(str(path), path)
+        source = source or PromptSource(file=str(path))
+        rows = read_rows(source.file, path, source.pattern)
         # As it is asked, with its choices or its instruction, and bare: a leak may be either.
-        asked = (
-            user_text(question.messages) for question in read_questions(PromptSource(file=str(path)), path)
-        )
+        asked = (user_text(question.messages) for question in read_questions(source, path))
         self.add_questions(((text, _bare(row)) for text, (_, row) in zip(asked, rows, strict=False)), name)
+
+    def add_own(self, questions: Iterable[Sequence[str]], others: Iterable[str]) -> None:
+        """Take in the run's own questions that are held out of training; after all files, whose questions come before them.
+
+        Args:
+            questions: the wordings of each.
+            others: the questions that are trained on. What more than ten of these have in common is boilerplate as well:
+                few may be held out, and all of them asked in the same way. Runs that are half of it tell nothing either.
+        """
+        self._add(questions, "held-out questions", own=True, others=others)
 
     def add_questions(self, questions: Iterable[Sequence[str]], name: str) -> None:
         """Take in questions under a file's name, each in one wording or more."""
-        file, first = Named(name), len(self._places)
+        self._add(questions, name)
+
+    def _add(
+        self, questions: Iterable[Sequence[str]], name: str, *, own: bool = False, others: Iterable[str] = ()
+    ) -> None:
+        file, first = Named(name, own=own), len(self._places)
         counts: Counter[int] = Counter()
         owners: dict[int, int] = {}
         short: dict[int, tuple[int, int]] = {}
         sample = Reservoir[str]()
+        asked: list[list[int]] = []
         for wordings in questions:
             file.questions += 1
             known = [tokens for tokens in map(words, wordings) if tokens]
@@ -131,26 +153,38 @@ class HeldOut:
                 self._whole.setdefault(_mark(tokens), number)
                 if SHORTEST <= len(tokens) < GRAM:
                     short[_mark(tokens)] = len(tokens), number
-            grams = {_mark(gram) for tokens in known for gram in _runs(tokens, GRAM)}
+            runs = [[_mark(gram) for gram in _runs(tokens, GRAM)] for tokens in known]
+            asked += runs if own else []
+            grams = {gram for run in runs for gram in run}
             for gram in grams:
                 owners.setdefault(gram, number)
             counts.update(grams)
             sample.add(wordings[0])
+        for text in others:
+            counts.update({mark for gram in _runs(words(text), GRAM) if (mark := _mark(gram)) in owners})
         lengths = {length for length, _ in short.values()}
         self._lengths |= lengths | ({GRAM} if counts else set())
         for mark, (_, number) in short.items():
             self._grams.setdefault(mark, number)
+        if own:
+            telling = {gram for run in asked for gram in _telling(run, counts)}
+            counts = Counter({gram: counts[gram] for gram in telling})
         for gram, number in owners.items():
-            if counts[gram] <= COMMON:
+            if 0 < counts[gram] <= COMMON:
                 self._grams.setdefault(gram, number)
         alike = [_touches_another(words(text), counts, short.keys(), lengths) for text in sample.texts]
         file.alike = sum(alike) / max(len(alike), 1)
         self.files.append(file)
 
-    def leak(self, messages: Sequence[Message]) -> Leak | None:
-        """What a conversation has in common with the evaluation, or None; it is counted."""
+    def leak(self, messages: Sequence[Message], *, trained: bool = True) -> Leak | None:
+        """What a conversation has in common with the evaluation, or None; it is counted.
+
+        Args:
+            messages: the conversation.
+            trained: whether it is trained on; what is itself held out may be like the rest of what is.
+        """
         self.compared += 1
-        found = self._find(messages)
+        found = self._find(messages, trained)
         if found is None:
             return None
         number, passage, share = found
@@ -161,10 +195,11 @@ class HeldOut:
             file.found.append(passage)
         return Leak(file.name, passage, share)
 
-    def _find(self, messages: Sequence[Message]) -> tuple[int, str, float] | None:
+    def _find(self, messages: Sequence[Message], trained: bool) -> tuple[int, str, float] | None:
         """The question of which the most stands in one message, the passage, and its share of the question's words."""
         asked = words(question_text(messages))
-        if asked and (number := self._whole.get(_mark(asked))) is not None:
+        number = self._whole.get(_mark(asked)) if asked else None
+        if number is not None and self._counts(number, trained):
             return number, " ".join(asked)[:200], 1.0
         best: tuple[int, str, float] | None = None
         for message in messages:
@@ -172,13 +207,17 @@ class HeldOut:
             covered: dict[int, set[int]] = {}
             for length in self._lengths:
                 for start, gram in enumerate(_runs(tokens, length)):
-                    if (number := self._grams.get(_mark(gram))) is not None:
+                    number = self._grams.get(_mark(gram))
+                    if number is not None and self._counts(number, trained):
                         covered.setdefault(number, set()).update(range(start, start + length))
             for number, places in covered.items():
                 share = min(1.0, len(places) / self._sizes[number])
                 if best is None or share > best[2]:
                     best = number, " ".join(tokens[place] for place in sorted(places)), share
         return best
+
+    def _counts(self, number: int, trained: bool) -> bool:
+        return trained or not self.files[self._places[number]].own
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """For manifest and card, of each file: its questions, the leaks, how many of them were whole questions, how many
@@ -213,6 +252,14 @@ def _bare(row: Mapping[str, Any]) -> str:
     return next(
         (row[name] for name in (*QUESTION_FIELDS, "problem", "ctx") if isinstance(row.get(name), str)), ""
     )
+
+
+def _telling(grams: Sequence[int], counts: Mapping[int, int]) -> Iterator[int]:
+    """The runs of a question, given in order, of which at most half the words are boilerplate."""
+    common = {place + n for place, gram in enumerate(grams) if counts[gram] > COMMON for n in range(GRAM)}
+    for place, gram in enumerate(grams):
+        if 2 * sum(place + n in common for n in range(GRAM)) <= GRAM:
+            yield gram
 
 
 def _touches_another(

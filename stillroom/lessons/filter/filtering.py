@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from stillroom.checks import UNCHECKED, Case, Finding
 from stillroom.contracts.recipe import Filter
 from stillroom.contracts.records import Answer, Lesson, Message, Rejected, content_key
 from stillroom.lessons.filter.contamination import HeldOut, question_text
@@ -35,7 +36,7 @@ from stillroom.lessons.filter.quality import objection
 from stillroom.lessons.filter.ranking import rank
 from stillroom.lessons.filter.selection import Wrong, majority, pairs, preferred, whole
 from stillroom.lessons.filter.tally import Tally
-from stillroom.lessons.filter.verification import UNCHECKED, Case, Finding, final_answer, slow, verifier
+from stillroom.lessons.filter.verification import final_answer, slow, verifier
 from stillroom.lessons.teach.answered import PaidAnswer
 from stillroom.lessons.teach.keyed import KeyTable
 from stillroom.stats.minhash import NearDuplicates
@@ -182,7 +183,7 @@ class Filtering:
         return kept
 
     def _leaks(self, work: Work, answer: Answer) -> bool:
-        leak = self.held_out.leak(answer.messages)
+        leak = self.held_out.leak(answer.messages, trained=work.group.prompt.split == "train")
         if leak:
             self._reject(work, answer, "stands in an evaluation file", str(leak))
         return leak is not None

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stillroom.checks import Case, Finding
 from stillroom.contracts.records import Answer, Lesson, Prompt, Rejected
 from stillroom.lessons.filter.certainty import from_alternatives
 from stillroom.lessons.filter.facts import Examined, Sure
 from stillroom.lessons.filter.judging import Judge
 from stillroom.lessons.filter.selection import Wrong
-from stillroom.lessons.filter.verification import FORMAL, Case, Finding
+from stillroom.lessons.filter.verification import FORMAL
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stillroom.checks import Case, Finding, Verifier
 from stillroom.contracts.conversations import with_system
 from stillroom.contracts.records import Answerer, Message, Request, Sampling, content_key
 from stillroom.lessons.expand.diversity import Reservoir
 from stillroom.lessons.filter.groups import declarations
-from stillroom.lessons.filter.verification import Case, Finding, Verifier
 from stillroom.models.chat_completions import ChatRequest
 from stillroom.stats.intervals import Interval, paired_bootstrap_difference
 

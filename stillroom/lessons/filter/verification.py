@@ -4,52 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stillroom import checks
+from stillroom.checks import UNCHECKED, Case, Finding, Verifier
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_json
 from stillroom.contracts.recipe import Filter
-from stillroom.contracts.records import Message
 
-
-@dataclass(frozen=True)
-class Case:
-    """An answer to check: the assistant's turn, what stands before it, and the right answer where there is one."""
-
-    answer: Message
-    before: Sequence[Message]
-    reference: str | None
-    tools: Sequence[Mapping[str, Any]] | None = None
-    """Declarations of the question's own tools."""
-    check: str | None = None
-    """How the question's source says that answers are checked."""
-    document: str | None = None
-    """What quotes must stand in; else they must stand in the messages before the answer."""
-
-    @property
-    def text(self) -> str:
-        """The answer's text."""
-        return str(self.answer.get("content") or "")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check says. Neither passed nor wrong: there was nothing to hold the answer against."""
-
-    passed: str | None = None
-    """The check that it passed."""
-    reason: str | None = None
-    """Why it is wrong, in words that are counted."""
-    detail: str = ""
-
-
-Verifier = Callable[[Case], Finding]
-UNCHECKED = Finding()
-WRONG = "differs from the right answer"
+Maker = Callable[[Filter, Path], Verifier]
 FORMAL = frozenset({"json", "pattern"})
 """Checks of the form alone: what passes them may still be wrong."""
 
@@ -100,24 +66,6 @@ def final_answer(rule: Filter, text: str) -> str:
     return " ".join(checks.strip_reasoning(text).casefold().split())
 
 
-def _compared(name: str, agrees: Callable[[str, str], bool]) -> Callable[[Filter, Path], Verifier]:
-    def check(case: Case) -> Finding:
-        if case.reference is None:
-            return UNCHECKED
-        if agrees(case.text, case.reference):
-            return Finding(name)
-        return Finding(reason=WRONG, detail=case.reference[-200:])
-
-    return lambda rule, base: check
-
-
-def _equal(text: str, reference: str) -> bool:
-    """JSON answers agree field by field, others to the letter."""
-    if checks.parse_object(reference) is not None:
-        return checks.compare(text, reference).exact
-    return checks.equal_text(text, reference)
-
-
 def _json(rule: Filter, base: Path) -> Verifier:
     schema = None
     if rule.json_schema:
@@ -153,26 +101,7 @@ def _pattern(rule: Filter, base: Path) -> Verifier:
 def _tools(rule: Filter, base: Path) -> Verifier:
     shared = _declared(_located(base, rule.tools)) if rule.tools else None
 
-    def check(case: Case) -> Finding:
-        tools = checks.Tools(case.tools) if case.tools else shared
-        if tools is None:
-            return UNCHECKED
-        calls = checks.tool_calls(case.answer)
-        if calls is None:
-            return Finding(reason="a tool call that cannot be read", detail=case.text[-120:])
-        for call in calls:
-            if problem := tools.problem(call):
-                return Finding(reason="a tool call does not fit its declaration", detail=problem)
-        if case.reference is None:
-            return Finding("tools")
-        wanted = _wanted(case.reference)
-        if wanted is None and not calls:
-            return UNCHECKED  # words are right, and whether these are nobody knows
-        if wanted is not None and checks.same_calls(calls, wanted):
-            return Finding("tools")
-        return Finding(reason=WRONG, detail=case.reference[:200])
-
-    return check
+    return lambda case: checks.check_calls(case, shared)
 
 
 def _declared(path: Path) -> checks.Tools:
@@ -180,40 +109,6 @@ def _declared(path: Path) -> checks.Tools:
     if not isinstance(declared, list) or not all(isinstance(item, dict) for item in declared):
         raise DataError(f"{path} declares no tools", got=str(declared)[:80], expected="a list of functions")
     return checks.Tools(declared)
-
-
-def _wanted(reference: str) -> list[dict[str, Any]] | None:
-    """The right calls; None where the right answer is in words."""
-    wanted = checks.wanted_calls(reference)
-    if wanted is None and (reference.lstrip().startswith(("[", "{")) or "<tool_call>" in reference):
-        raise DataError(
-            "a right answer is no list of tool calls",
-            got=reference[:80],
-            expected='[{"tool": {"argument": value}}], or [] where no tool is to be called',
-        )
-    return wanted
-
-
-def _quotes(rule: Filter, base: Path) -> Verifier:
-    def check(case: Case) -> Finding:
-        document = case.document or "\n".join(str(message.get("content") or "") for message in case.before)
-        if missing := checks.missing_quotes(case.text, document):
-            return Finding(reason="a quote is not in the source", detail=missing[0][:200])
-        return (
-            Finding("quotes") if checks.quotes(case.text) else Finding(reason="nothing is quoted", detail="")
-        )
-
-    return check
-
-
-def _code(rule: Filter, base: Path) -> Verifier:
-    def check(case: Case) -> Finding:
-        if case.reference is None:
-            return UNCHECKED
-        why = checks.failure(case.text, checks.CodeTests.read(case.reference), trusted=rule.trusted)
-        return Finding("code") if why is None else Finding(reason="code fails its tests", detail=why)
-
-    return check
 
 
 def _own(rule: Filter, base: Path) -> Verifier:
@@ -226,19 +121,20 @@ def _own(rule: Filter, base: Path) -> Verifier:
     return check
 
 
+def _without_settings(check: Verifier) -> Maker:
+    return lambda rule, base: check
+
+
 def _located(base: Path, name: str) -> Path:
     return (base / Path(name).expanduser()).resolve()
 
 
-_MAKERS: dict[str, Callable[[Filter, Path], Verifier]] = {
-    "reference": _compared("reference", _equal),
-    "number": _compared("number", checks.same_number),
-    "maths": _compared("maths", checks.same_mathematics),
-    "choice": _compared("choice", checks.same_choice),
+_MAKERS: dict[str, Maker] = {
+    **{name: _without_settings(check) for name, check in checks.COMPARED.items()},
     "json": _json,
     "pattern": _pattern,
     "tools": _tools,
-    "quotes": _quotes,
-    "code": _code,
+    "quotes": _without_settings(checks.check_quotes),
+    "code": lambda rule, base: partial(checks.check_code, trusted=rule.trusted),
     "own": _own,
 }

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stillroom.contracts.errors import DataError
-from stillroom.contracts.recipe import PromptSource, Recipe
+from stillroom.contracts.recipe import PromptSource, Recipe, Task
 from stillroom.lessons.prompts.benchmarks import FORMS
 from stillroom.lessons.prompts.columns import guessed_question, named_question
 from stillroom.lessons.prompts.given import with_given_answer
@@ -22,7 +22,8 @@ __all__ = ["question_key", "question_of", "read_questions", "user_text"]
 
 def evaluation_sources(recipe: Recipe) -> Iterator[PromptSource]:
     """The files whose questions must not be trained on."""
-    for name in [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate:
+    yield from (source_of(task) for task in recipe.evaluate.tasks if task.file)
+    for name in recipe.filter.decontaminate:
         yield PromptSource(file=name)
 
 
@@ -33,6 +34,11 @@ def held_out_keys(recipe: Recipe, locate: Callable[[str], Path]) -> KeyTable:
         for question in read_questions(source, locate(source.file)):
             keys.put(question_key(question.messages), 0)
     return keys
+
+
+def source_of(task: Task) -> PromptSource:
+    """An evaluation's file as a source of questions, so that it is read in the same way as prompts are."""
+    return PromptSource(file=task.file or "", form=task.form, pattern=task.pattern)
 
 
 def read_questions(
