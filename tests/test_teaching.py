@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
+import threading
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -417,6 +419,32 @@ def test_a_pipe_is_answered_from_what_is_there_and_echoed(
     teach_file("-", out, teacher, settings, echo=True, progress=Progress())
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["messages"][-1]["content"] for line in lines] == ["one?", "two?"]
+
+
+def test_a_pipe_s_writer_that_waits_for_an_answer_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    teacher, settings = settings_for()
+    asking = Asking("http://127.0.0.1:9/v1", "large", Sampling(1.0, 1.0, settings.max_new_tokens, 0))
+    questions = [[{"role": "user", "content": text}] for text in ("one?", "two?")]
+    ask(out, Echo(), [request for turns in questions for request in asking.requests(turns, "p")])
+    read, write = os.pipe()
+    heard, waited = threading.Event(), []
+
+    def writer() -> None:
+        with os.fdopen(write, "w", encoding="utf-8") as pipe:
+            print("one?", file=pipe, flush=True)
+            waited.append(heard.wait(20))
+            print("two?", file=pipe, flush=True)
+
+    monkeypatch.setattr("stillroom.lessons.teach.teach_file._print", lambda answer: heard.set())
+    monkeypatch.setattr(sys, "stdin", os.fdopen(read, encoding="utf-8"))
+    other = threading.Thread(target=writer)
+    other.start()
+    teach_file("-", out, teacher, settings, echo=True, progress=Progress())
+    other.join()
+    assert waited == [True]
 
 
 @pytest.mark.parametrize(
