@@ -26,7 +26,13 @@ def chained(teacher: Path, **changes: Any) -> dict[str, Any]:
     settings = settings_of(teacher, **changes)
     settings["distil"].pop("rounds", None)
     link = {"name": "medium", "student": {"prune": {"layers": 2}}}
-    return settings | {"chain": [link], "quantise": []}
+    # The questions that were held out, answered: a task of both the link and the last run.
+    tasks = [{"score": "number", "name": "sums"}, {"score": "likelihood"}]
+    return settings | {
+        "chain": [link],
+        "quantise": [],
+        "evaluate": {"tasks": tasks, "max_new_tokens": 8},
+    }
 
 
 def stillroom(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -50,6 +56,17 @@ def test_each_link_is_a_run_and_teaches_the_next(teacher: Path, tmp_path: Path) 
     for folder in (run / "chain/medium", run):
         assert (folder / "report.html").is_file()
         assert Run.is_run(folder)
+    measured = json.loads((run / "evaluate/results.json").read_text())
+    assert {row["model"] for row in measured if row["metric"] == "exact"} == {
+        "first-teacher",
+        "teacher",
+        "student",
+    }
+    first = json.loads((run / "chain/medium/evaluate/results.json").read_text())
+    (own,) = (row for row in first if (row["model"], row["metric"]) == ("teacher", "exact"))
+    (kept,) = (row for row in measured if (row["model"], row["metric"]) == ("first-teacher", "exact"))
+    assert (kept["value"], kept["n"]) == (own["value"], own["n"])
+    assert "first teacher" in (run / "report.html").read_text()
     used = json.loads((run / "teach/manifest.json").read_text())["settings"]["teacher"]["model"]
     assert used.endswith("chain/medium/distil/student")
     again = stillroom("run", recipe, "--runs", tmp_path)

@@ -87,6 +87,8 @@ class Run:
     recipe: Recipe
     base: Path
     """The folder that paths in the recipe are relative to."""
+    first: Path | None = None
+    """The folder of the first link of the chain that this run ends."""
 
     @staticmethod
     def is_run(path: Path) -> bool:

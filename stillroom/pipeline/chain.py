@@ -24,8 +24,10 @@ def parts(run: Run) -> list[Run]:
         part = Run(run.path / "chain" / link.name, _checked(recipe), run.base)
         found.append(part)
         teacher = _taught_by(part)
-    last = run.recipe.model_copy(update={"teacher": teacher, "chain": []}) if found else run.recipe
-    return [*found, Run(run.path, _checked(last) if found else last, run.base)]
+    if not found:
+        return [run]
+    last = run.recipe.model_copy(update={"teacher": teacher, "chain": []})
+    return [*found, Run(run.path, _checked(last), run.base, first=found[0].path)]
 
 
 def waiting(runs: Sequence[Run]) -> list[bool]:

@@ -99,6 +99,11 @@ _QUANTISED = (
     ),
 )
 _BASELINES = {
+    "first-teacher": Term(
+        "first-teacher",
+        "The chain’s first teacher",
+        "The model that taught the first student of the chain. The one called teacher here is the student before this one.",
+    ),
     "labels-only": Term(
         "labels-only",
         "Trained on labels only",

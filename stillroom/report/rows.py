@@ -10,8 +10,9 @@ from pathlib import Path
 from stillroom.contracts.files import read_json
 from stillroom.contracts.records import ResultRow, from_line
 
-_ORDER = ("teacher", "before", "labels-only", "answers-only")
+_ORDER = ("first-teacher", "teacher", "before", "labels-only", "answers-only")
 _NAMES = {
+    "first-teacher": "The chain’s first teacher",
     "teacher": "Teacher",
     "before": "Student before training",
     "labels-only": "Trained on labels only",

@@ -29,6 +29,8 @@ from stillroom.models.references import resolve_model, resolve_tokenizer
 from stillroom.stages.context import StageContext
 
 TEACHER, STUDENT = "teacher", "student"
+FIRST = "first-teacher"
+"""Who taught the first link of a chain, beside the link that taught the last student."""
 DISTILLED = "distilled"
 """The student before it was aligned."""
 _FORMAT = 1
@@ -49,8 +51,9 @@ def run(context: StageContext) -> dict[str, Any]:
     recipe = context.recipe
     tasks, specs = read_tasks(context), model_specs(context)
     results = [_measured(context, spec, tasks, specs[0]) for spec in specs]
+    results[1:1] = _first_teacher(context, tasks)
     quantised = [f"{STUDENT}-{kind}" for kind in recipe.quantise]
-    before = [*recipe.baselines, *([DISTILLED] if recipe.align else [])]
+    before = [*recipe.baselines, *([DISTILLED] if recipe.align else []), FIRST]
     pairs = [(STUDENT, name) for name in before] + [(name, STUDENT) for name in quantised]
     rows = compare_models(results, teacher=TEACHER, pairs=pairs, seed=recipe.seed)
     distil = context.run.need("distil")
@@ -245,6 +248,16 @@ def _measured(
     result = evaluate_model(spec, tasks, settings, teacher=live, answers=answers, progress=context.progress)
     write_json(path, {"key": key, **result.to_json()})
     return result
+
+
+def _first_teacher(context: StageContext, tasks: list[EvaluationTask]) -> list[ModelResult]:
+    """What the first link of a chain found out about its teacher, on the tasks that both have; nobody is asked again."""
+    if context.run.first is None:
+        return []
+    tree = read_json(context.run.first / "evaluate" / "models" / f"{TEACHER}.json")
+    found, sizes = ModelResult.from_json(tree), {task.name: len(task.items or ()) for task in tasks}
+    same = {name: given for name, given in found.verdicts.items() if len(given) == sizes.get(name)}
+    return [replace(found, name=FIRST, verdicts=same, likelihoods={})] if same else []
 
 
 def _identity(spec: ModelSpec) -> dict[str, Any]:
