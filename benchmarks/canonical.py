@@ -42,8 +42,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(SIZES), help="these recipes")
     options = parser.parse_args()
     print(
-        "| | questions | answers: right, spoiled, unreadable | of these rejected | lessons | teacher gave, measured "
-        "| student before | student | Q4_K_M | minutes of a core |\n" + "|---" * 10 + "|",
+        "| | questions | different answers: right, spoiled, unreadable | of these rejected | lessons "
+        "| teacher gave, measured | student before | student | Q4_K_M | loss held out | minutes of a core |\n"
+        + "|---" * 11
+        + "|",
         flush=True,
     )
     for job in JOBS:
@@ -78,6 +80,7 @@ def line(found: Outcome, seconds: float) -> str:
         f"{lessons.counts['lessons']:,}",
         f"{100 * found.given:.1f} %, {100 * found.figure('teacher'):.1f} %",
         *scores,
+        f"{found.loss('before'):.2f} to {found.loss('student'):.2f}",
         f"{seconds / 60:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
