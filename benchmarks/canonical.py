@@ -41,7 +41,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/canonical"), help="where runs go")
     parser.add_argument("--only", nargs="*", choices=list(SIZES), help="these recipes")
     options = parser.parse_args()
-    lines = []
+    print(
+        "| | questions | different answers: right, spoiled, unreadable | of these rejected | lessons "
+        "| teacher gave, measured | student before | student | Q4_K_M | loss held out | minutes of a core |\n"
+        + "|---" * 11
+        + "|",
+        flush=True,
+    )
     for job in JOBS:
         if options.only and job.name not in options.only:
             continue
@@ -50,13 +56,7 @@ def main() -> None:
         found = run_job(
             job, SIZES[job.name], options.folder.resolve(), options.data.resolve(), quantise=["Q4_K_M"]
         )
-        lines.append(line(found, processor_seconds() - started))
-        print(f"{job.name}: {found.run.path / 'report.html'}", flush=True)
-    print(
-        "| | questions | answers: right, spoiled, unreadable | of these rejected | lessons | teacher gave, measured "
-        "| student before | student | Q4_K_M | minutes of a core |\n" + "|---" * 10 + "|"
-    )
-    print("\n".join(lines))
+        print(line(found, processor_seconds() - started), flush=True)
 
 
 def processor_seconds() -> float:
@@ -80,6 +80,7 @@ def line(found: Outcome, seconds: float) -> str:
         f"{lessons.counts['lessons']:,}",
         f"{100 * found.given:.1f} %, {100 * found.figure('teacher'):.1f} %",
         *scores,
+        f"{found.loss('before'):.2f} to {found.loss('student'):.2f}",
         f"{seconds / 60:.1f}",
     ]
     return f"| {' | '.join(cells)} |"

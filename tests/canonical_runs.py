@@ -204,6 +204,15 @@ class Outcome:
     """Share of right answers that the teacher gave to the evaluation."""
     rows: list[dict[str, Any]]
 
+    def loss(self, model: str) -> float:
+        """A model's loss on the lessons held out, nats a token."""
+        held_out = "held-out lessons"
+        return next(
+            row["value"]
+            for row in self.rows
+            if (row["model"], row["task"], row["metric"]) == (model, held_out, "loss")
+        )
+
     def figure(self, model: str, metric: str = "exact") -> float:
         """A model's figure on the recipe's first task."""
         task = self.run.recipe.evaluate.tasks[0].title

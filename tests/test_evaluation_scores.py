@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from gold_teacher import (
@@ -28,7 +29,7 @@ from stillroom.checks.sandbox import seccomp
 from stillroom.contracts.conversations import calls_text
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.loading import build_recipe
-from stillroom.contracts.recipe import PromptSource, Task
+from stillroom.contracts.recipe import PromptSource, Score, Task
 from stillroom.contracts.records import Reply
 from stillroom.contracts.runfolder import Manifest, Run
 from stillroom.evaluation import EvaluationTask, Item, load_task
@@ -349,3 +350,28 @@ def test_files_in_another_form_are_held_out_in_that_form_and_change_the_fingerpr
     )
     settings = next(one for one in STAGES if one.name == "filter").settings
     assert settings(plain) != settings(named)
+
+
+def test_the_examples_of_the_documentation_are_judged_as_it_says() -> None:
+    page = (Path(__file__).parents[1] / "docs/evaluation.md").read_text(encoding="utf-8")
+    rows = [
+        line.split(" | ")
+        for line in page.splitlines()
+        if re.match(r"\| `[a-z]+` \| .* \| .* \| .* \| ", line)
+    ]
+    rows = [row for row in rows if row[0] != "| `score`"]
+    assert {row[0].strip("| `") for row in rows} == set(get_args(Score)) - {"likelihood"}
+    for row in rows:
+        score, (reference, right, wrong) = row[0].strip("| `"), (_code(cell) for cell in row[2:])
+        if score == "code" and not seccomp.available():
+            continue
+        item = Item(user("?"), reference, TOOL, document="It came out in 1999.")
+        wrong = right.replace("10", "11") if score == "tools" else wrong
+        assert judge(item, Reply(right, "stop"), score).correct, score
+        assert not judge(item, Reply(wrong, "stop"), score).correct, score
+
+
+def _code(cell: str) -> str:
+    found = re.search(r"`(.+?)`", cell)
+    assert found, cell
+    return found[1]

@@ -152,6 +152,7 @@ def test_every_recipe_that_comes_along_is_valid_and_can_be_planned(tmp_path: Pat
                 rows = [f'"{row["prompt"]}",{number % 2}' for number, row in enumerate(QUESTIONS)]
                 place.write_text("\n".join(["text,category", *rows]))
             else:
-                place.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+                lines = "".join(json.dumps(row) + "\n" for row in QUESTIONS).encode()
+                place.write_bytes(gzip.compress(lines) if place.suffix == ".gz" else lines)
         found = told(Run(folder / "run", recipe, folder))
         assert f"x {recipe.teach.samples} answers from {recipe.teacher.model}" in found
