@@ -95,3 +95,16 @@ def test_two_links_of_one_name_are_refused(teacher: Path, tmp_path: Path) -> Non
     settings["chain"] = [{"name": "medium", "student": {"prune": {"layers": layers}}} for layers in (2, 1)]
     with pytest.raises(RecipeError, match="two links of the chain have one name"):
         load_recipe(job(tmp_path / "job", settings))
+
+
+def test_an_evaluation_that_its_score_cannot_judge_is_refused_before_anything_is_paid(
+    teacher: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(teacher, evaluate={"tasks": [{"file": "test.jsonl", "score": "json"}]})
+    recipe = job(tmp_path / "job", settings)
+    item = {"messages": [{"role": "user", "content": "what costs 4"}], "reference": "8"}
+    (recipe.parent / "test.jsonl").write_text(json.dumps(item) + "\n")
+    refused = stillroom("run", recipe, "--runs", tmp_path)
+    assert refused.returncode == 2
+    assert "test.jsonl, item 1: the reference is not a JSON object" in refused.stderr
+    assert not (tmp_path / "rounds").exists()

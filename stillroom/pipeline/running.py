@@ -67,7 +67,7 @@ def check(run: Run) -> None:
     """Refuse what cannot work before anything is loaded or paid for.
 
     Raises:
-        DataError: a file that the recipe names is not there.
+        DataError: a file that the recipe names is not there, or an evaluation's holds what its score cannot judge.
         TeacherError: the teacher is still to be asked, and its terms forbid this.
         ModelError: a model is not there, or teacher and student do not share a vocabulary.
     """
@@ -79,6 +79,10 @@ def check(run: Run) -> None:
         own = run.locate(teacher.prices) if teacher.prices else None
         terms = terms_of(teacher.model, base_url(teacher.api) if teacher.api else None, own)
         check_terms(teacher.model, terms, accepted=teacher.accept_terms)
+    if any(item.reason for item in ahead if item.stage.name in ("teach", "distil")):
+        from stillroom.stages.evaluate import check_files
+
+        check_files(run)
     if recipe.foreign_teacher or recipe.classify or peak(recipe.distil.loss.soft) == 0:
         return  # API and GGUF teachers are compared token by token when they answer, classes by their names
     from stillroom.models.vocabulary import check_same_vocabulary

@@ -16,6 +16,7 @@ from stillroom.contracts.errors import DataError, RecipeError, RunError
 from stillroom.contracts.files import digest, read_json, read_lines, write_json, write_lines
 from stillroom.contracts.recipe import Task
 from stillroom.contracts.records import ResultRow, content_key, to_line
+from stillroom.contracts.runfolder import Run
 from stillroom.evaluation.comparison import compare_models
 from stillroom.evaluation.job import ModelSpec, Settings
 from stillroom.evaluation.results import ModelResult
@@ -63,6 +64,17 @@ def run(context: StageContext) -> dict[str, Any]:
     write_json(context.folder / "results.json", [to_line(row) for row in rows])
     items = sum(len(task.items or ()) for task in tasks)
     return {"models": len(specs), "items": items, **_headlines(rows)}
+
+
+def check_files(run: Run) -> None:
+    """Read the recipe's evaluation files, before a run pays for what they could not measure.
+
+    Raises:
+        DataError: a file is missing or empty, or a question is not one that its score can judge.
+    """
+    for task in run.recipe.evaluate.tasks:
+        if task.file is not None and task.score != "likelihood":
+            read_file(task, run.locate(task.file), tools=run.recipe.teach.parameters.get("tools"))
 
 
 def read_tasks(context: StageContext) -> list[EvaluationTask]:
