@@ -18,7 +18,6 @@ from stillroom.contracts.records import Lesson, from_line
 from stillroom.contracts.runfolder import Run
 from stillroom.models.origins import student_source
 from stillroom.models.rendering import Renderer
-from stillroom.pipeline import parts
 
 
 def training_flops(parameters: int, tokens: float) -> float:
@@ -65,13 +64,13 @@ class Bill:
     own: float = 0.0
 
 
-def bill(run: Run) -> Bill:
-    """What a finished run has cost, its links included."""
+def bill(*runs: Run) -> Bill:
+    """What finished runs have cost together."""
     total = Bill()
-    for part in parts(run):
-        _add_distilling(total, part)
-        if part.recipe.align:
-            _add_aligning(total, part)
+    for run in runs:
+        _add_distilling(total, run)
+        if run.recipe.align:
+            _add_aligning(total, run)
     return total
 
 
