@@ -18,6 +18,7 @@ from stillroom.stats import (
     mcnemar_exact,
     paired_bootstrap_difference,
     paired_bootstrap_ratio,
+    pass_at_k,
     reliability_curve,
     sign_flip,
     wilson,
@@ -194,3 +195,26 @@ def test_calibration_refuses_what_is_no_confidence_or_verdict(
 ) -> None:
     with pytest.raises(ValueError, match=r"must|expected"):
         expected_calibration_error(confidence, correct)
+
+
+@pytest.mark.parametrize(("attempts", "right"), [(1, 0), (1, 1), (5, 0), (5, 2), (6, 6), (7, 3)])
+def test_pass_at_k_is_the_share_of_choices_that_hold_a_right_try(attempts: int, right: int) -> None:
+    tries = [True] * right + [False] * (attempts - right)
+    for k in range(1, attempts + 1):
+        choices = list(itertools.combinations(tries, k))
+        assert pass_at_k(attempts, right, k) == pytest.approx(sum(map(any, choices)) / len(choices))
+
+
+def test_pass_at_k_is_right_on_average_where_the_plain_power_is_not() -> None:
+    chance, attempts, k = 0.3, 6, 4
+    counts = scipy_stats.binom(attempts, chance).pmf(range(attempts + 1))
+    ours = sum(share * pass_at_k(attempts, right, k) for right, share in enumerate(counts))
+    assert ours == pytest.approx(1 - (1 - chance) ** k)
+    plain = sum(share * (1 - (1 - right / attempts) ** k) for right, share in enumerate(counts))
+    assert plain < ours - 0.01
+
+
+@pytest.mark.parametrize(("attempts", "right", "k"), [(3, 4, 1), (3, -1, 1), (3, 1, 0), (3, 1, 4)])
+def test_pass_at_k_refuses_numbers_that_do_not_fit(attempts: int, right: int, k: int) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        pass_at_k(attempts, right, k)

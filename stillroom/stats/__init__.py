@@ -1,5 +1,6 @@
-"""Intervals, paired tests and calibration; numpy only."""
+"""Intervals, paired tests, calibration and repeated tries; numpy only."""
 
+from stillroom.stats.attempts import pass_at_k
 from stillroom.stats.calibration import Bin, brier, expected_calibration_error, reliability_curve
 from stillroom.stats.intervals import (
     Interval,
@@ -19,6 +20,7 @@ __all__ = [
     "mcnemar_exact",
     "paired_bootstrap_difference",
     "paired_bootstrap_ratio",
+    "pass_at_k",
     "reliability_curve",
     "sign_flip",
     "wilson",
