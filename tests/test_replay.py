@@ -147,6 +147,10 @@ def test_a_student_goes_over_general_text_and_keeps_it_better(folder: Path, tmp_
     assert run_pipeline(run, Progress(), until="distil") == []
     text = "\n".join(plan_lines(Run(tmp_path / "other", both, tmp_path), Asked(24, None, [])))
     assert "of 8 lessons and 0.5 times as many rows of" in text
+    assert "missing" not in text
+    nowhere = recipe_of(str(folder), **shared, distil__replay={"file": "nowhere.txt"})
+    text = "\n".join(plan_lines(Run(tmp_path / "other", nowhere, tmp_path), Asked(24, None, [])))
+    assert f"missing: {tmp_path / 'nowhere.txt'}; check the path" in text
     general.write_text("another text\n", encoding="utf-8")
     assert run_pipeline(Run(run.path, both, run.base), Progress(), until="distil") == ["distil"]
 

@@ -48,6 +48,7 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
     """
     recipe = run.recipe
     yield f"run            {run.path}"
+    yield from _missing_lines(run)
     for label, text in asked.lines:
         yield f"{label:<14} {text}"
     if recipe.classify:
@@ -79,6 +80,16 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
         yield f"rounds         {rounds.count} of up to {rounds.questions} answers by the student{spared}"
     yield f"files          {_listed(['F16', *recipe.quantise])}"
     yield _machine_line()
+
+
+def _missing_lines(run: Run) -> Iterator[str]:
+    """What later stages read and is not there; the questions' own files are read by whoever counts them."""
+    recipe = run.recipe
+    replay = [recipe.distil.replay.file] if recipe.distil.replay else []
+    tasks = [task.file for task in recipe.evaluate.tasks if task.file]
+    for name in dict.fromkeys([*replay, *tasks, *recipe.filter.decontaminate]):
+        if not name.startswith("hub:") and not run.locate(name).exists():
+            yield f"  missing: {run.locate(name)}; check the path, it is relative to the recipe"
 
 
 def _steps_line(recipe: Recipe, lessons: int) -> str:
