@@ -109,9 +109,10 @@ def test_activations_are_what_autograd_keeps() -> None:
 
 def test_a_run_keeps_the_plan_beside_what_was_measured(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "teacher", seed=3)
-    run, _ = trained(tmp_path / "live", recipe_of(str(folder)))
+    run, _ = trained(tmp_path / "live", recipe_of(str(folder), baselines=["answers-only"]))
     counts = json.loads((run.path / "distil/manifest.json").read_text())["counts"]
     memory = counts["models"]["student"]["memory"]
     assert memory["planned bytes"] > memory["planned"]["weights bytes"] > 0
     assert memory["planned"]["beside bytes"] > 0
     assert memory["measured bytes"] > 0
+    assert "beside bytes" not in counts["models"]["answers-only"]["memory"]["planned"]

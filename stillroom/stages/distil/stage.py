@@ -247,18 +247,23 @@ class DistilStage:
             **part,
         )
         taken = peak.taken()
-        return counts | {"memory": self._memory(shape, counts["largest batch"], taken and own + taken)}
+        memory = self._memory(shape, counts["largest batch"], taken and own + taken, listens=listens)
+        return counts | {"memory": memory}
 
-    def _memory(self, shape: Shape | None, tokens: int, measured: int | None) -> dict[str, Any]:
+    def _memory(
+        self, shape: Shape | None, tokens: int, measured: int | None, *, listens: bool
+    ) -> dict[str, Any]:
         """What a training was planned to take, where the student's shape is known, and what it took."""
         found: dict[str, Any] = {"measured bytes": measured} if measured else {}
         if shape is None:
             return found
-        live = self.recipe.distil.teacher in ("live", "online")
+        # Whoever hears no teacher has none beside it.
+        distil = self.recipe.distil if listens else self.recipe.distil.model_copy(update={"teacher": "book"})
+        live = distil.teacher in ("live", "online")
         name = resolve_model(self.recipe.teacher.model, self.context.run.base) if live else None
         teacher = Shape.read(name) if isinstance(name, Path) else None
-        halves = trains_in_bfloat16(self.recipe.distil)
-        plan = recipe_memory(self.recipe, shape, teacher, tokens, bfloat16=halves)
+        recipe = self.recipe.model_copy(update={"distil": distil})
+        plan = recipe_memory(recipe, shape, teacher, tokens, bfloat16=trains_in_bfloat16(distil))
         parts = {f"{part} bytes": size for part, size in plan.parts.items() if size}
         return {"planned bytes": plan.total, **found, "planned": parts}
 
