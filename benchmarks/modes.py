@@ -6,10 +6,11 @@
     python benchmarks/modes.py --work /tmp/tiny --size tiny       # does it run? its figures mean nothing
 
 Chains of small sums modulo 100 (benchmarks/arithmetic.py): students learn from chains of two to six steps and are asked
-others of as many, and chains of seven and eight steps, which no lesson holds; their teacher knows chains of up to ten. A right answer
-is the right number, whatever was thought before it. Every student is one run of one recipe, one key away from `soft`,
-which is the default: signals of 36 bytes a token from a book. A run stops once the student is trained; what it answers is
-asked here, greedily as a report does, and the first 200 questions of each kind ten times at temperature 1.
+others of as many, and chains of seven and eight steps, which no lesson holds; their teacher was shown chains of up to
+ten, and stopped before it knew them all. A right answer is the right number, whatever was thought before it. Every student
+is one run of one recipe, one key away from `soft`, which is the default: signals of 36 bytes a token from a book. A run
+stops once the student is trained; what it answers is asked here, greedily as a report does, and the first 200 questions of
+each kind ten times at temperature 1.
 
 Training takes 6 FLOPs a parameter and token, one pass forward 2, so that a student of shorter lessons, or one that shares
 its budget with a medium student, a teacher that learns or an alignment, is given as many steps as make the sums equal.
@@ -89,7 +90,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(9, Shape(32, 64, 3, 2, 20, 16, 2e-3), 2, 1, 40, 12, 6, 8),
-    "small": Size(9, Shape(128, 256, 6, 4, 1400, 32, 1e-3), 4, 2, 2000, 500, 60, 32),
+    "small": Size(9, Shape(128, 256, 6, 4, 1400, 32, 1e-3), 4, 2, 2000, 500, 90, 32),
 }
 
 
@@ -296,7 +297,9 @@ def _asked(model: Any, task: EvaluationTask) -> dict[str, list[Any]]:
             for sample in range(samples)
             for place, item in enumerate(asked)
         ]
-        for request, reply in model.answer(requests, Sampling(temperature=temperature, max_new_tokens=MOST_TOKENS)):
+        for request, reply in model.answer(
+            requests, Sampling(temperature=temperature, max_new_tokens=MOST_TOKENS)
+        ):
             place = int(request.key)
             verdict = judge(items[place], reply, "exact")
             if temperature:

@@ -1,6 +1,6 @@
 """Every way to distil: stopped and gone on with it ends the same, and a refactor changes none of its losses.
 
-    python tests/test_ways.py          writes the golden losses anew: only for a change that is meant to change them
+python tests/test_ways.py          writes the golden losses anew: only for a change that is meant to change them
 """
 
 from __future__ import annotations
