@@ -8,12 +8,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import gguf
-
 from stillroom.contracts.errors import DataError, RunError
 from stillroom.contracts.files import storage, write_atomically
 from stillroom.contracts.progress import Meter
 from stillroom.gguf.modelfile import write_modelfile
+from stillroom.gguf.words import read_words
 from stillroom.report.cards import model_card
 from stillroom.stages.context import StageContext
 
@@ -109,18 +108,20 @@ def _copy(context: StageContext, source: Path, target: Path) -> None:
 
 def _modelfile(context: StageContext, model: Path) -> str | None:
     """The Modelfile's text; None, and a line for the reader, where its grammar cannot say what is needed."""
-    field = gguf.GGUFReader(model).get_field("tokenizer.chat_template")
-    recipe = context.recipe
+    recipe, words = context.recipe, read_words(model)
+    system = recipe.export.system or recipe.teach.system
     try:
         return write_modelfile(
             model.name,
-            chat_template=None if field is None else str(field.contents()),
+            turns=words.turns(),
+            stops=words.ends,
             num_ctx=recipe.export.context,
-            system=recipe.export.system or recipe.teach.system,
+            system=system,
             licence=None if recipe.export.license == "other" else recipe.export.license,
         )
     except DataError as error:
-        context.progress.say(f"no Modelfile: {error.what} ({error.do})")
+        got = f": {error.got}" if error.got else ""
+        context.progress.say(f"no Modelfile: {error.what}{got} ({error.do})")
         return None
 
 
