@@ -6,10 +6,10 @@ import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from stillroom.contracts.files import digest
-from stillroom.contracts.recipe import PromptSource, Recipe
+from stillroom.contracts.recipe import Kind, PromptSource, Recipe
 from stillroom.contracts.runfolder import Run
 from stillroom.models.endpoint import base_url
 from stillroom.models.origins import digest_of, student_source, teacher_identity
@@ -193,15 +193,23 @@ def _evaluate(run: Run) -> dict[str, Any]:
 
 
 def _export(run: Run) -> dict[str, Any]:
-    return {
-        "export": _plain(run.recipe.export),
-        "name": run.recipe.name,
-        "teach": {"system": run.recipe.teach.system},
+    recipe = run.recipe
+    # Only what is used: runs from before there were cards, bundles and drafts still hold.
+    unused = {name for name in ("vram", "bundle", "draft") if not getattr(recipe.export, name)}
+    found: dict[str, Any] = {
+        "export": recipe.export.model_dump(mode="json", exclude=unused),
+        "name": recipe.name,
+        "teach": {"system": recipe.teach.system},
     }
+    if recipe.export.draft:
+        found["teacher"] = teacher_identity(recipe.teacher, run.base)
+    return found
 
 
 _BOOKS = [f"signals{number}{end}" for number in ("", *range(-2, -10, -1)) for end in ("", ".origin")]
 """The lesson books of all teachers, signals and signals-2 to signals-9, and whose each is."""
+
+_TEACHERS = [f"teacher-{kind}.gguf" for kind in get_args(Kind)]
 
 STAGES = (
     Stage("prompts", _prompts, keeps=("expansion.jsonl",)),
@@ -243,7 +251,7 @@ STAGES = (
     ),
     Stage("quantise", _quantise, reads=("distil", "align")),
     Stage("evaluate", _evaluate, reads=("filter", "distil", "align", "quantise"), keeps=("models",)),
-    Stage("export", _export, reads=("quantise", "evaluate")),
+    Stage("export", _export, reads=("quantise", "evaluate"), keeps=("teacher.json", *_TEACHERS)),
 )
 
 

@@ -12,6 +12,16 @@ Kind = Literal["F32", "F16", "Q8_0", "Q4_K_M", "int8"]
 """Kinds of GGUF files, but for `int8`, which is a classifier's in ONNX."""
 
 
+class Draft(Section):
+    """The student writes ahead for its teacher in llama.cpp: the teacher's own answers, sooner (speculative decoding)."""
+
+    kind: Kind = Field("Q8_0", description="Kind of the teacher's file, where the teacher is a folder.")
+    tokens: int = Field(8, ge=1, le=64, description="How many tokens the student writes ahead at most.")
+    questions: int = Field(
+        16, ge=1, description="On how many questions held out of training it is measured, one at a time."
+    )
+
+
 class Export(Section):
     """What goes beside the model files."""
 
@@ -20,3 +30,14 @@ class Export(Section):
         None, description="System prompt written into the Modelfile. Empty: teach.system."
     )
     context: int = Field(4096, ge=64, description="Context length in the Modelfile and the server commands.")
+    vram: float | None = Field(
+        None,
+        gt=0,
+        description="GB of the card that it will run on, to tell llama-server how many layers fit. Empty: it decides.",
+    )
+    bundle: bool = Field(False, description="Also one zip file of all that is handed over, checksums inside.")
+    draft: Draft | None = Field(
+        None,
+        description="Hand over the teacher too, with the student as its draft, and measure how much is accepted. "
+        "`{}` is enough; the teacher must be a local model.",
+    )

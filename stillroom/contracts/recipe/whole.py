@@ -128,6 +128,10 @@ class Recipe(Section):
             raise ValueError("quantise: int8 is for classifiers; GGUF files of eight bits are Q8_0")
         if self.more_teachers:
             self._mixes()
+        if self.export.draft and (self.teacher.api or self.teacher.tokens == "own"):
+            raise ValueError(
+                "a student is a draft only for a teacher whose weights are here and whose tokens it shares: leave export.draft out"
+            )
         self._carries_over()
         if self.chain:  # each link and the last student have a teacher of their own, and are checked with it
             return self
@@ -217,6 +221,7 @@ class Recipe(Section):
             "teacher.tokens own": self.teacher.tokens == "own",
             "chain": self.chain,
             "align": self.align,
+            "export.draft or export.vram": self.export.draft or self.export.vram,
             "student.lora": student.lora,
             "student.prune of widths, or by influence (keep first or spread layers)": cut and cut.ranks,
             "distil.rounds": distil.rounds,
