@@ -130,7 +130,8 @@ class Recipe(Section):
             self._mixes()
         if self.export.draft and (self.teacher.api or self.teacher.tokens == "own"):
             raise ValueError(
-                "a student is a draft only for a teacher whose weights are here and whose tokens it shares: leave export.draft out"
+                "a student is a draft only for a teacher whose weights are here and whose tokens it shares: "
+                "leave export.draft out"
             )
         self._carries_over()
         if self.chain:  # each link and the last student have a teacher of their own, and are checked with it
