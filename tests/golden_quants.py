@@ -37,7 +37,7 @@ class Case:
 
 CASES = {
     # 16 layers, so that "the first sixteenth", "the first eighth" and "every third" are all there.
-    "256 tied": Case(256, 16, heads=8, kv_heads=2, head=32, ffn=256, tied=True),
+    "256 tied": Case(256, 16, heads=4, kv_heads=1, head=32, ffn=256, tied=True),
     "256 untied": Case(256, 5, heads=4, kv_heads=2, head=64, ffn=512, tied=False),
     # Rows that are not whole blocks of 256; those of ffn_down in the last one are not even blocks of 32.
     "896 tied": Case(896, 8, heads=14, kv_heads=2, head=16, ffn=96, tied=True),
@@ -51,15 +51,16 @@ WEIGHED = ("256 tied", "896 tied")
 
 def runs() -> list[tuple[str, str, bool]]:
     """Case, kind and whether there is an importance matrix, of every file with known bytes."""
-    plain = [(case, kind, False) for case in CASES for kind in MIXES if kind != "F16"]
-    sizes = ("F32", "F16", "BF16", "Q8_0")
-    return plain + [(case, kind, True) for case in WEIGHED for kind in MIXES if kind not in sizes]
+    plain = [(case, kind, False) for case in CASES if case != "70B" for kind in MIXES if kind != "F16"]
+    large = [("70B", kind, False) for kind in ("Q4_K_M", "Q3_K_M", "Q2_K")]
+    weighed = [(case, kind, True) for case in WEIGHED for kind in MIXES if MIXES[kind].weighs]
+    return plain + large + weighed
 
 
-def save_case(name: str, folder: Path) -> Path:
+def save_case(case: Case, folder: Path) -> Path:
     """Writes the model folder of a case."""
-    case, tensors = CASES[name], {}
-    random = np.random.Generator(np.random.PCG64(list(CASES).index(name)))
+    tensors = {}
+    random = np.random.Generator(np.random.PCG64(case.hidden + case.layers))
 
     def matrix(key: str, *shape: int) -> None:
         # Heavier tails than a normal distribution's, as trained weights have.

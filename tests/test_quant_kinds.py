@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,8 +19,8 @@ from typer.testing import CliRunner
 
 from stillroom.cli import app
 from stillroom.contracts.errors import DataError, ModelError
-from stillroom.contracts.records import Lesson
 from stillroom.contracts.recipe import Kind
+from stillroom.contracts.records import Lesson
 from stillroom.gguf import (
     MIXES,
     ImportanceMatrix,
@@ -41,7 +42,7 @@ TALK = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: save_case(name, tmp_path_factory.mktemp("case") / "model") for name in CASES}
+    return {name: save_case(case, tmp_path_factory.mktemp("case") / "model") for name, case in CASES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +77,14 @@ def test_the_bytes_of_every_kind_are_kept() -> None:
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if name != "70B"])
-def test_a_file_is_as_large_as_was_said_before(case: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_file_is_as_large_as_was_said_before(case: str, tmp_path: Path) -> None:
+    folder = save_case(replace(CASES[case], layers=2), tmp_path / "model")
     for kind in MIXES:
-        said = predict_size(folders[case], kind)
-        assert export(folders[case], tmp_path / f"{kind}.gguf", kind).bytes == said, kind
+        for weighed_by in (None, "lessons.jsonl"):
+            said = predict_size(folder, kind, weighed_by=weighed_by)
+            matrix = weighed_by and ImportanceMatrix(weighed_by, {}, {})
+            made = export(folder, tmp_path / "m.gguf", kind, importance=matrix, overwrite=True)
+            assert made.path.stat().st_size == said, (kind, weighed_by)
 
 
 def test_a_dry_run_says_the_size_and_writes_nothing(student: Path, tmp_path: Path) -> None:

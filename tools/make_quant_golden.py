@@ -72,7 +72,7 @@ def main() -> None:
         ours, theirs = Path(scratch) / "ours.gguf", Path(scratch) / "theirs.gguf"
         folders, sources = {}, {}
         for case in CASES:
-            folders[case] = save_case(case, Path(scratch) / case)
+            folders[case] = save_case(CASES[case], Path(scratch) / case)
             sources[case] = export(folders[case], Path(scratch) / f"{case}.gguf", "F16").path
         for case, kind, weighed in runs():
             importance = importance_of(sources[case]) if weighed else None
