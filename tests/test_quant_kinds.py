@@ -12,15 +12,17 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from golden_quants import CASES, GOLDEN, digest, importance_of, runs, save_case
+from golden_quants import CASES, GOLDEN, WEIGHED, digest, importance_of, runs, save_case
 from tiny_llama import save_tiny, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from stillroom.cli import app
 from stillroom.contracts.errors import DataError, ModelError
+from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.recipe import Kind
 from stillroom.contracts.records import Lesson
+from stillroom.contracts.runfolder import Manifest, Run
 from stillroom.gguf import (
     MIXES,
     ImportanceMatrix,
@@ -32,6 +34,8 @@ from stillroom.gguf import (
 )
 from stillroom.gguf.mixes import Network, plan_mix
 from stillroom.quants import simulate
+from stillroom.stages import quantise
+from stillroom.stages.context import StageContext
 
 HASHES = json.loads(GOLDEN.read_text())
 TALK = [
@@ -79,12 +83,11 @@ def test_the_bytes_of_every_kind_are_kept() -> None:
 @pytest.mark.parametrize("case", [name for name in CASES if name != "70B"])
 def test_a_file_is_as_large_as_was_said_before(case: str, tmp_path: Path) -> None:
     folder = save_case(replace(CASES[case], layers=2), tmp_path / "model")
+    matrix = ImportanceMatrix("lessons.jsonl", {}, {}) if case in WEIGHED else None
     for kind in MIXES:
-        for weighed_by in (None, "lessons.jsonl"):
-            said = predict_size(folder, kind, weighed_by=weighed_by)
-            matrix = weighed_by and ImportanceMatrix(weighed_by, {}, {})
-            made = export(folder, tmp_path / "m.gguf", kind, importance=matrix, overwrite=True)
-            assert made.path.stat().st_size == said, (kind, weighed_by)
+        said = predict_size(folder, kind, weighed_by=matrix and matrix.source)
+        made = export(folder, tmp_path / "m.gguf", kind, importance=matrix, overwrite=True)
+        assert made.path.stat().st_size == said, kind
 
 
 def test_a_dry_run_says_the_size_and_writes_nothing(student: Path, tmp_path: Path) -> None:
@@ -215,3 +218,35 @@ def test_kinds_that_importance_does_not_change_say_nothing_of_it(
     plain = export(folder, tmp_path / "a.gguf", kind).path
     weighed = export(folder, tmp_path / "b.gguf", kind, importance=importance_of(plain)).path
     assert plain.read_bytes() == weighed.read_bytes()
+
+
+def test_a_run_weighs_by_its_own_lessons_and_does_so_once(tmp_path: Path) -> None:
+    student = save_tiny(tmp_path / "student")
+    recipe = build_recipe(
+        {
+            "name": "tiny",
+            "teacher": {"model": "teacher"},
+            "student": {"model": "student"},
+            "prompts": [{"file": "questions.jsonl"}],
+            "quantise": ["Q4_0"],
+            "importance": {"tokens": 40},
+        }
+    )
+    run = Run(tmp_path / "tiny", recipe, tmp_path)
+    for stage in ("filter", "distil", "quantise"):
+        run.folder(stage).mkdir(parents=True)
+        Manifest(stage, "mark", {}, {}).write(run.folder(stage))
+    (run.folder("distil") / "student").symlink_to(student)
+    lessons = write_jsonl(run.folder("filter") / "lessons.jsonl", [{"id": "a", "messages": TALK}] * 9)
+    for _ in range(2):  # as after a kill: what is there is taken
+        quantise.run(StageContext(run, "quantise"))
+        write_jsonl(lessons, [{"id": "b", "messages": TALK[::-1]}])
+    matrix = read_importance(run.folder("quantise") / "importance.gguf")
+    assert 40 <= min(matrix.counts.values()) < 120
+    file = run.folder("quantise") / "student-Q4_0.gguf"
+    assert gguf.GGUFReader(file).get_field("quantize.imatrix.dataset").contents() == "lessons.jsonl"
+    weighed, plain = (
+        digest(export(student, tmp_path / f"{number}.gguf", "Q4_0", importance=importance).path)
+        for number, importance in enumerate((matrix, None))
+    )
+    assert digest(file) == weighed != plain
