@@ -22,7 +22,7 @@ from stillroom.contracts.errors import ModelError, ParityError, StorageFault
 from stillroom.contracts.records import Request, Sampling
 from stillroom.gguf import architectures as architectures_module
 from stillroom.gguf import check_parity, export
-from stillroom.gguf.mixes import plan_mix
+from stillroom.gguf.mixes import Network, plan_mix
 from stillroom.gguf.vocabulary import PRE_TOKENIZERS
 from stillroom.models.llamacpp import LlamaCpp
 from stillroom.models.rows import Row
@@ -258,8 +258,7 @@ def test_q4_k_m_gives_more_bits_to_the_layers_that_llama_cpp_names() -> None:
     rows = plan_mix(
         [(f"blk.{i}.ffn_down.weight", (256, 512)) for i in range(32)] + [("output.weight", (512, 256))],
         "Q4_K_M",
-        layers=32,
-        heads_shared=True,
+        Network(layers=32, sharing=4),
     )
     more = [i for i, row in enumerate(rows[:32]) if row.kind == "Q6_K"]
     assert more == [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
@@ -286,7 +285,7 @@ def test_the_mix_of_an_8b_model_comes_to_the_published_bits_a_weight() -> None:
         ("output_norm.weight", (4096,)),
     ]
     for kind, published in (("Q4_K_M", 4.89), ("Q5_K_M", 5.70), ("Q6_K", 6.56), ("Q8_0", 8.50)):
-        rows = plan_mix(tensors, kind, layers=32, heads_shared=True)
+        rows = plan_mix(tensors, kind, Network(layers=32, sharing=4))
         bits = 8 * sum(row.bytes for row in rows) / sum(row.parameters for row in rows)
         assert bits == pytest.approx(published, abs=0.01)
 

@@ -178,7 +178,8 @@ def _align(run: Run) -> dict[str, Any]:
 
 
 def _quantise(run: Run) -> dict[str, Any]:
-    return {"quantise": list(run.recipe.quantise)}
+    weighed = {"importance": _plain(run.recipe.importance)} if run.recipe.importance else {}
+    return {"quantise": list(run.recipe.quantise)} | weighed
 
 
 def _evaluate(run: Run) -> dict[str, Any]:

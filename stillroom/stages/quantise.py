@@ -10,14 +10,21 @@ from typing import Any
 
 from stillroom.contracts.errors import ParityError
 from stillroom.contracts.files import read_lines, write_json
-from stillroom.gguf import check_parity, export
+from stillroom.gguf import (
+    ImportanceMatrix,
+    check_parity,
+    export,
+    gather_importance,
+    lessons_of,
+    read_importance,
+)
 from stillroom.stages.context import StageContext
 
 _TEXTS = 16
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write quantise/student-KIND.gguf for F16 and every kind of the recipe.
+    """Write quantise/student-KIND.gguf for F16 and every kind of the recipe; and importance.gguf, where it is asked for.
 
     A file that disagrees with the student is not left in place.
 
@@ -26,6 +33,7 @@ def run(context: StageContext) -> dict[str, Any]:
     """
     student = context.run.student
     texts = _texts(context)
+    importance = _importance(context)
     kinds = ["F16", *(kind for kind in context.recipe.quantise if kind != "F16")]
     record = context.folder / "files.json"
     files: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
@@ -33,15 +41,31 @@ def run(context: StageContext) -> dict[str, Any]:
         for kind in kinds:
             out = context.folder / f"student-{kind}.gguf"
             if kind not in files or not out.is_file():
-                files[kind] = _write(student, out, kind, texts)
+                files[kind] = _write(student, out, kind, texts, importance)
                 write_json(record, files)
             meter.advance(1, note=kind)
     return {"files": files}
 
 
-def _write(student: Path, out: Path, kind: str, texts: list[str]) -> dict[str, Any]:
+def _importance(context: StageContext) -> ImportanceMatrix | None:
+    """What the student's matrices are given while it reads its lessons, kept in llama.cpp's format."""
+    wanted = context.recipe.importance
+    if wanted is None:
+        return None
+    file = context.folder / "importance.gguf"
+    if not file.is_file():
+        lessons = context.run.need("filter") / "lessons.jsonl"
+        gather_importance(
+            context.run.student, lessons_of(lessons), source=lessons.name, tokens=wanted.tokens
+        ).write(file)
+    return read_importance(file)
+
+
+def _write(
+    student: Path, out: Path, kind: str, texts: list[str], importance: ImportanceMatrix | None
+) -> dict[str, Any]:
     """Write one file and measure how far it is from the student."""
-    made = export(student, out, kind, overwrite=True)
+    made = export(student, out, kind, importance=importance, overwrite=True)
     try:
         parity = check_parity(student, out, texts=texts)
     except ParityError:

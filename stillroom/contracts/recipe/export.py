@@ -1,4 +1,4 @@
-"""What is handed over: the kinds of model file and what goes beside them."""
+"""What is handed over: the kinds of model file, how they are rounded, and what goes beside them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ from pydantic import Field
 
 from stillroom.contracts.recipe.section import Section
 
-Kind = Literal["F32", "F16", "Q8_0", "Q4_K_M", "int8"]
+Kind = Literal[
+    "F32",
+    "F16",
+    "BF16",
+    "Q8_0",
+    "Q6_K",
+    "Q5_K_M",
+    "Q4_K_M",
+    "Q4_K_S",
+    "Q4_0",
+    "Q3_K_M",
+    "Q2_K",
+    "int8",
+]
 """Kinds of GGUF files, but for `int8`, which is a classifier's in ONNX."""
 
 
@@ -20,6 +33,12 @@ class Draft(Section):
     questions: int = Field(
         16, ge=1, description="On how many questions held out of training it is measured, one at a time."
     )
+
+
+class Importance(Section):
+    """Which weights are rounded with most care: those that the run's lessons multiply by most."""
+
+    tokens: int = Field(50_000, ge=1, description="How many tokens of its lessons the student reads for it.")
 
 
 class Export(Section):

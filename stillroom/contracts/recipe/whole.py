@@ -11,7 +11,7 @@ from stillroom.contracts.recipe.align import Align
 from stillroom.contracts.recipe.classify import Classify
 from stillroom.contracts.recipe.distil import Baseline, Distil
 from stillroom.contracts.recipe.evaluate import Evaluate
-from stillroom.contracts.recipe.export import Export, Kind
+from stillroom.contracts.recipe.export import Export, Importance, Kind
 from stillroom.contracts.recipe.filter import Filter
 from stillroom.contracts.recipe.models import Student, Teacher
 from stillroom.contracts.recipe.prompts import Mix, PromptSource, Splits
@@ -95,6 +95,11 @@ class Recipe(Section):
         ["Q4_K_M"],
         description="GGUF files to write; F16 is always written and checked. With `classify` ONNX files: `int8` (the "
         "default there) and `F32`.",
+    )
+    importance: Importance | None = Field(
+        None,
+        description="Quantised files are rounded with care for the weights that the student's own lessons use most (an "
+        "importance matrix): better files of 2 to 4 bits, of the same size. `{}` is enough. Empty: left out.",
     )
     evaluate: Evaluate = Field(default_factory=Evaluate, description="How the models are measured.")
     export: Export = Field(default_factory=Export, description="What goes beside the model files.")
@@ -223,6 +228,7 @@ class Recipe(Section):
             "chain": self.chain,
             "align": self.align,
             "export.draft or export.vram": self.export.draft or self.export.vram,
+            "importance": self.importance,
             "student.lora": student.lora,
             "student.prune of widths, or by influence (keep first or spread layers)": cut and cut.ranks,
             "distil.rounds": distil.rounds,
