@@ -20,8 +20,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM, Qwen2ForCausalLM, Qwen
 
 from stillroom.contracts.errors import DataError, ModelError, ParityError, StorageFault
 from stillroom.contracts.records import Request, Sampling
-from stillroom.gguf import architectures as architectures_module
 from stillroom.gguf import check_parity, export, parse_modelfile, write_modelfile
+from stillroom.gguf import tensors as tensors_module
 from stillroom.gguf.mixes import plan_mix
 from stillroom.gguf.vocabulary import PRE_TOKENIZERS
 from stillroom.models.llamacpp import LlamaCpp
@@ -103,7 +103,7 @@ def test_other_shapes_of_the_family_agree(model_class: type, settings: dict, tmp
 def test_without_the_permutation_the_gate_raises(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(architectures_module, "permute_heads", lambda weights, heads: weights)
+    monkeypatch.setattr(tensors_module, "permute_heads", lambda weights, heads: weights)
     export(folder, tmp_path / "m.gguf", "F16")
     with pytest.raises(ParityError, match="does not compute"):
         check_parity(folder, tmp_path / "m.gguf", texts=SHORT, threads=1)

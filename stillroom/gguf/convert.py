@@ -10,9 +10,11 @@ import gguf
 import numpy as np
 
 from stillroom.contracts.errors import StorageFault
-from stillroom.gguf.architectures import PlannedTensor, architecture_of, plan_tensors, write_hyperparameters
+from stillroom.gguf.families import family_of, head_size, write_hyperparameters
 from stillroom.gguf.mixes import MixRow, mix_of, plan_mix
+from stillroom.gguf.rope import write_rope
 from stillroom.gguf.source import ModelFolder
+from stillroom.gguf.tensors import PlannedTensor, plan_tensors
 from stillroom.gguf.vocabulary import Vocabulary, read_vocabulary
 from stillroom.quants import block_format, quantise, row_size
 
@@ -70,13 +72,14 @@ def _write(
     vocabulary: Vocabulary,
     threads: int | None,
 ) -> None:
-    architecture = architecture_of(folder).gguf_arch
-    writer = gguf.GGUFWriter(part, gguf.MODEL_ARCH_NAMES[architecture])
+    family, config = family_of(folder), folder.config
+    writer = gguf.GGUFWriter(part, gguf.MODEL_ARCH_NAMES[family.arch])
     try:
-        writer.add_name(folder.path.resolve().name)
+        writer.add_name(" ".join(filter(None, (folder.path.resolve().name, vocabulary.alias))))
         writer.add_file_type(int(mix_of(kind).file_type))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        write_hyperparameters(writer, folder)
+        write_hyperparameters(writer, family, config)
+        write_rope(writer, config, head_size(config))
         vocabulary.write(writer)
         for tensor, row in zip(planned, mix, strict=True):
             width = row_size(row.kind, tensor.shape[-1])

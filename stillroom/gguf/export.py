@@ -7,7 +7,9 @@ from pathlib import Path
 
 from stillroom.contracts.errors import ModelError
 from stillroom.gguf.convert import convert
+from stillroom.gguf.families import context_length, family_of
 from stillroom.gguf.mixes import MixRow, mix_of
+from stillroom.gguf.rope import original_context
 from stillroom.gguf.source import ModelFolder
 
 
@@ -22,7 +24,7 @@ class ExportedFile:
     mix: list[MixRow]
     """The format of every tensor, as it really is."""
     notes: list[str]
-    """Known differences between llama.cpp and this model's tokenizer."""
+    """Known differences between llama.cpp and this model or its tokenizer."""
 
     @property
     def fallbacks(self) -> list[MixRow]:
@@ -72,5 +74,20 @@ def export(
         bytes=out.stat().st_size,
         parameters=sum(row.parameters for row in mix),
         mix=mix,
-        notes=vocabulary.notes,
+        notes=[*vocabulary.notes, *_limits(folder)],
     )
+
+
+def _limits(folder: ModelFolder) -> list[str]:
+    """What llama.cpp does otherwise with long text."""
+    config = folder.config
+    context, notes = context_length(family_of(folder), config), []
+    if context < config.max_position_embeddings:
+        notes.append(
+            f"llama.cpp has no sliding window for this family: the file's context is the window, {context} tokens"
+        )
+    if original := original_context(config):
+        notes.append(
+            f"with a context above {original} tokens llama.cpp reads short text with the factors for long text too"
+        )
+    return notes
