@@ -341,13 +341,13 @@ def test_a_killed_conversion_leaves_no_model_file_and_the_next_one_clears_up(
     out = tmp_path / "m.gguf"
     # The child stops for ever at its tenth tensor, so that it is killed in the middle of writing.
     code = f"""
-from stillroom.gguf import convert, export
-real, calls = convert.quantise, []
+from stillroom.gguf import export, files
+real, calls = files.quantise, []
 def slow(*args, **kwargs):
     calls.append(1)
     if len(calls) == 10: print("writing", flush=True); time.sleep(600)
     return real(*args, **kwargs)
-convert.quantise = slow
+files.quantise = slow
 export({str(folder)!r}, {str(out)!r}, "Q8_0")
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

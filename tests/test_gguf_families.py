@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
 
 import gguf
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 from tiny_llama import save_model, train_tokenizer
 from tiny_sentencepiece import gemma_tokenizer, phi3_tokenizer
-from tokenizers import Tokenizer, models
 from transformers import (
-    AutoTokenizer,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,
     Phi3ForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
     SmolLM3ForCausalLM,
 )
 
-from stillroom.contracts.errors import ModelError, ParityError
-from stillroom.gguf import check_parity, export, families, rope, tensors
+from stillroom.contracts.errors import ParityError
+from stillroom.gguf import check_parity, export, tensors
 
 SHORT = ("Once upon a time, there were 3 cats.\nThey'd go out & play!", "naïve  café\t12345")
 LONG = (Path(textwrap.__file__).read_text()[:2000],)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Optional
 
 import typer
@@ -69,28 +70,64 @@ def evaluate(
             print(f"{row.metric:<24} {row.value:,.4f}{interval}")
 
 
-@verbs.command(epilog="Example: stillroom export runs/tickets --kind Q8_0 --out tickets-Q8_0.gguf")
+@verbs.command(
+    epilog="Examples: stillroom export runs/tickets --kind Q8_0 --out tickets-Q8_0.gguf; "
+    "stillroom export my-adapter --base Qwen2.5-0.5B"
+)
 def export(
-    path: Annotated[Path, typer.Argument(help="A run folder or a Hugging Face folder.")],
-    kind: Annotated[str, typer.Option(help="F32, F16, Q8_0 or Q4_K_M.")] = "Q4_K_M",
+    path: Annotated[Path, typer.Argument(help="A run folder, a Hugging Face folder or a PEFT LoRA folder.")],
+    kind: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="F32, F16, Q8_0 or Q4_K_M. Empty: Q4_K_M; F16 for an adapter on its own."),
+    ] = None,
     out: Annotated[Optional[Path], typer.Option(help="The file to write.")] = None,  # noqa: UP045
+    base: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Of an adapter: the model to merge it into. Empty: a GGUF adapter on its own."),
+    ] = None,
 ) -> None:
-    """Write a model as a GGUF file of another kind, checked against the Hugging Face folder."""
+    """Write a model as a GGUF file of another kind, checked against the Hugging Face folder; or an adapter."""
     from stillroom.contracts.runfolder import Run
-    from stillroom.gguf import check_parity, export
+    from stillroom.gguf import export_adapter, is_adapter, merge_adapter
 
-    source = path
+    name = path.resolve().name
+    if is_adapter(path) and base is None:
+        kind = kind or "F16"
+        made = export_adapter(path, out or Path(f"{name}-{kind}.gguf"), kind)
+        print(f"{made.path}  {made.bytes:,} bytes; for {made.modules} matrices of the base model's GGUF file")
+        return
+    kind = kind or "Q4_K_M"
+    target = out or Path(f"{name}-{kind}.gguf")
+    if is_adapter(path) and base is not None:
+        with TemporaryDirectory() as merged:
+            source = Path(merged) / name
+            merge_adapter(path, base, source)
+            _export_checked(source, target, kind)
+        return
+    if base is not None:
+        raise UserError("--base is for adapters", got=path, do="leave --base out, or give a PEFT LoRA folder")
     if Run.is_run(path):
         run = Run.open(path)
-        source = run.need(run.student.parent.name) / "student"
-    target = out or Path(f"{path.resolve().name}-{kind}.gguf")
+        path = run.need(run.student.parent.name) / "student"
+    _export_checked(path, target, kind)
+
+
+def _export_checked(source: Path, target: Path, kind: str) -> None:
+    """Write the file; one that disagrees with its source is not left in place."""
+    from stillroom.gguf import check_parity, export
+
     made = export(source, target, kind)
     try:
         parity = check_parity(source, target)
     except StillroomError:
         target.unlink(missing_ok=True)
         raise
-    print(f"{target}  {made.bytes:,} bytes; mean KL to the source {parity.mean_kl:.2e} nats a token")
+    print(
+        f"{target}  {made.bytes:,} bytes; mean KL to the source {parity.mean_kl:.2e} nats a token, "
+        f"perplexity {100 * parity.perplexity_change:+.2f}%"
+    )
+    for note in made.notes:
+        print(f"note: {note}")
 
 
 @verbs.command(epilog="Examples: stillroom serve runs/tickets; stillroom serve model.gguf --port 8081")

@@ -1,5 +1,6 @@
-"""Model files: conversion to GGUF, quantisation mixes, the parity gate and Ollama's Modelfile."""
+"""Model files: conversion to GGUF, adapters, quantisation mixes, the parity gate and Ollama's Modelfile."""
 
+from stillroom.gguf.adapters import ExportedAdapter, export_adapter, is_adapter, merge_adapter
 from stillroom.gguf.export import ExportedFile, export
 from stillroom.gguf.mixes import MIXES, MixRow
 from stillroom.gguf.modelfile import Modelfile, parse_modelfile, write_modelfile
@@ -7,12 +8,16 @@ from stillroom.gguf.parity import Parity, check_parity
 
 __all__ = [
     "MIXES",
+    "ExportedAdapter",
     "ExportedFile",
     "MixRow",
     "Modelfile",
     "Parity",
     "check_parity",
     "export",
+    "export_adapter",
+    "is_adapter",
+    "merge_adapter",
     "parse_modelfile",
     "write_modelfile",
 ]

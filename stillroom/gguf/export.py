@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom.contracts.errors import ModelError
 from stillroom.gguf.convert import convert
 from stillroom.gguf.families import context_length, family_of
+from stillroom.gguf.files import refuse_existing
 from stillroom.gguf.mixes import MixRow, mix_of
 from stillroom.gguf.rope import original_context
 from stillroom.gguf.source import ModelFolder
@@ -62,10 +62,7 @@ def export(
     """
     out = Path(out)
     mix_of(kind)
-    if out.exists() and not overwrite:
-        raise ModelError(
-            "there is already a file of this name", got=out, do="choose another name, or allow overwriting"
-        )
+    refuse_existing(out, overwrite)
     folder = ModelFolder(model_dir)
     mix, vocabulary = convert(folder, out, kind, threads=threads)
     return ExportedFile(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import gguf
 import numpy as np
 import numpy.typing as npt
+from transformers import PretrainedConfig
 
 from stillroom.contracts.errors import ModelError
 from stillroom.gguf.families import Family, family_of, head_size
@@ -68,7 +69,7 @@ def plan_tensors(folder: ModelFolder) -> list[PlannedTensor]:
     return planned
 
 
-def as_stored(values: FloatArray, source: str, family: Family, folder: ModelFolder) -> FloatArray:
+def as_stored(values: FloatArray, source: str, family: Family, config: PretrainedConfig) -> FloatArray:
     """A tensor's values as llama.cpp wants them, rows of Q and K in its order and norms without an offset.
 
     Args:
@@ -78,9 +79,9 @@ def as_stored(values: FloatArray, source: str, family: Family, folder: ModelFold
     if source.endswith("norm.weight") and family.norm_offset:
         return values + np.float32(family.norm_offset)
     if family.permuted and ".q_proj" in source:
-        return permute_heads(values, folder.config.num_attention_heads)
+        return permute_heads(values, config.num_attention_heads)
     if family.permuted and ".k_proj" in source:
-        return permute_heads(values, folder.config.num_key_value_heads)
+        return permute_heads(values, config.num_key_value_heads)
     return values
 
 
@@ -113,4 +114,4 @@ def _optional(folder: ModelFolder, family: Family) -> Iterator[str]:
 
 
 def _reader(folder: ModelFolder, family: Family, source: str) -> Callable[[], FloatArray]:
-    return lambda: as_stored(folder.read(source), source, family, folder)
+    return lambda: as_stored(folder.read(source), source, family, folder.config)
