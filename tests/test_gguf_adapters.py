@@ -81,7 +81,9 @@ def test_base_and_adapter_compute_what_peft_computes(
     adapter = save_adapter(base, tmp_path / "adapter", **settings)
     export(base, tmp_path / "base.gguf", "F32")
     made = export_adapter(adapter, tmp_path / "adapter.gguf", "F32")
-    assert made.modules == sum(".lora_A." in name for name in load_file(adapter / "adapter_model.safetensors"))
+    assert made.modules == sum(
+        ".lora_A." in name for name in load_file(adapter / "adapter_model.safetensors")
+    )
     # GELU is a table of float16 values in llama.cpp.
     near = 1e-2 if model_class is Gemma2ForCausalLM else 1e-4
     assert distance(base, adapter, tmp_path / "base.gguf", made.path) < near

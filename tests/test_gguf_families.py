@@ -10,6 +10,7 @@ import pytest
 from tiny_llama import save_model, train_tokenizer
 from tiny_sentencepiece import gemma_tokenizer, phi3_tokenizer
 from transformers import (
+    AutoTokenizer,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     LlamaForCausalLM,
@@ -21,8 +22,9 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from stillroom.contracts.errors import ParityError
+from stillroom.contracts.errors import ModelError, ParityError
 from stillroom.gguf import check_parity, export, tensors
+from stillroom.models.llamacpp import LlamaCpp
 
 SHORT = ("Once upon a time, there were 3 cats.\nThey'd go out & play!", "naïve  café\t12345")
 LONG = (Path(textwrap.__file__).read_text()[:2000],)
@@ -93,6 +95,7 @@ def test_each_family_agrees_in_f32_and_f16(family: str, width: int, tmp_path: Pa
         ("phi3", LONGROPE),
         ("phi3", {"rope_type": "default", "partial_rotary_factor": 0.75}),
         ("gemma2", {"rope_type": "linear", "factor": 4.0}),
+        ("gemma2", {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}),
         ("gemma3", {"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
                     "sliding_attention": {"rope_type": "default", "rope_theta": 5e3}}),
     ],
@@ -204,3 +207,53 @@ def test_a_forgotten_step_is_refused(
     export(folder, tmp_path / "m.gguf", kind)
     with pytest.raises(ParityError, match="does not compute"):
         check_parity(folder, tmp_path / "m.gguf", texts=SHORT, threads=1)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "got"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 1, 0, 1]}, "no_rope_layers"),
+        ("qwen3", {"attention_bias": True}, "attention_bias: True"),
+        ("qwen2", {"rope_parameters": LLAMA3}, "type llama3"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
+        ("llama", {"hidden_act": "gelu"}, "activation gelu"),
+        ("gemma2", {"final_logit_softcapping": None}, "final_logit_softcapping: None"),
+        ("gemma2", {"query_pre_attn_scalar": 100}, "query_pre_attn_scalar: 100"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping: 30.0"),
+        ("gemma3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        (
+            "gemma3",
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                    "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+                }
+            },
+            "rope_parameters",
+        ),
+        ("gemma3", {"tie_word_embeddings": False}, "tie_word_embeddings: False"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_llama_cpp_builds_otherwise_is_refused_with_its_own_command(
+    family: str, settings: dict, got: str, tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "model", family, **settings)
+    with pytest.raises(ModelError, match=rf"(?s){got}.*convert_hf_to_gguf\.py"):
+        export(folder, tmp_path / "m.gguf", "F16")
+    assert not list(tmp_path.glob("m.gguf*"))
+
+
+# Tokenizers of SentencePiece's kind
+
+
+def test_special_tokens_swallow_white_space_as_phi3s_do(tmp_path: Path) -> None:
+    folder = make(tmp_path / "model", "phi3", num_hidden_layers=1)
+    export(folder, tmp_path / "m.gguf", "F16")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with LlamaCpp(tmp_path / "m.gguf", threads=1) as model:
+        for text in ("a<|end|>\n \t", "a<|user|> <|end|>\n\n", "a</s>  <s>"):
+            assert model.tokenize(text, add_bos=True) == tokenizer.encode(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from stillroom.contracts.errors import ModelError
 from stillroom.gguf.families import family_of
 from stillroom.gguf.files import StoredTensor, refuse_existing, write_tensors, written_whole
 from stillroom.gguf.source import ModelFolder
-from stillroom.gguf.tensors import FloatArray, as_stored
+from stillroom.gguf.tensors import FloatArray, as_stored, constant
 
 KINDS = ("F32", "F16")
 """Formats of an adapter file: its matrices are too narrow for blocks."""
@@ -150,8 +149,8 @@ def _plan(adapter: Path, settings: LoraConfig, base: ModelFolder, kind: str) -> 
                 f"{module}: {b.shape[0]} x {a.shape[1]}, base {shape or 'without it'}", base.path
             )
         stretched = as_stored(b * np.float32(_excess_scale(settings, module)), module, family, base.config)
-        planned.append(StoredTensor(f"{target}.weight.lora_a", a.shape, kind, _given(a)))
-        planned.append(StoredTensor(f"{target}.weight.lora_b", b.shape, kind, _given(stretched)))
+        planned.append(StoredTensor(f"{target}.weight.lora_a", a.shape, kind, constant(a)))
+        planned.append(StoredTensor(f"{target}.weight.lora_b", b.shape, kind, constant(stretched)))
     return planned
 
 
@@ -186,10 +185,6 @@ def _excess_scale(settings: LoraConfig, module: str) -> float:
     rank = settings.rank_pattern.get(get_pattern_key(settings.rank_pattern, module), settings.r)
     alpha = settings.alpha_pattern.get(get_pattern_key(settings.alpha_pattern, module), settings.lora_alpha)
     return alpha / settings.lora_alpha * (rank**0.5 if settings.use_rslora else 1.0)
-
-
-def _given(values: FloatArray) -> Callable[[], FloatArray]:
-    return lambda: values
 
 
 def _of_another_base(got: str, base: Path) -> ModelError:

@@ -69,26 +69,29 @@ def _gemma_scale(large: int) -> Assumption:
     )
 
 
-def _unbiased(setting: str) -> Assumption:
-    return Assumption(setting, "false", lambda config: not getattr(config, setting))
+def _without(setting: str, none: str = "false") -> Assumption:
+    return Assumption(setting, none, lambda config: not getattr(config, setting))
 
 
-_TIED = Assumption("tie_word_embeddings", "true", lambda config: config.tie_word_embeddings)
-_CAUSAL = Assumption(
-    "use_bidirectional_attention", "false", lambda config: not config.use_bidirectional_attention
+def _with(setting: str, some: str = "true") -> Assumption:
+    return Assumption(setting, some, lambda config: bool(getattr(config, setting)))
+
+
+_GEMMA = (
+    _with("tie_word_embeddings"),
+    _without("use_bidirectional_attention"),
+    _without("attention_bias"),
 )
-_CAPPED = tuple(
-    Assumption(name, "a number", lambda config, name=name: bool(getattr(config, name)))
-    for name in ("attn_logit_softcapping", "final_logit_softcapping")
-)
-_UNCAPPED = tuple(
-    Assumption(name, "null", lambda config, name=name: not getattr(config, name))
-    for name in ("attn_logit_softcapping", "final_logit_softcapping")
-)
+_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 _EVERY_FOURTH_UNROTATED = Assumption(
     "no_rope_layers",
     "0 in every fourth layer and 1 elsewhere",
     lambda config: config.no_rope_layers == [int(i % 4 != 3) for i in range(config.num_hidden_layers)],
+)
+_LOCALLY_UNSCALED = Assumption(
+    "rope_parameters",
+    "sliding_attention of rope_type default",
+    lambda config: config.rope_parameters["sliding_attention"]["rope_type"] == "default",
 )
 
 _LLAMA = Family(
@@ -106,13 +109,13 @@ FAMILIES = {
         gguf.MODEL_ARCH.SMOLLM3,
         (*_NORMS, *_ATTENTION, *_MLP),
         permuted=True,
-        assumptions=(_unbiased("attention_bias"), _unbiased("mlp_bias"), _EVERY_FOURTH_UNROTATED),
+        assumptions=(_without("attention_bias"), _without("mlp_bias"), _EVERY_FOURTH_UNROTATED),
     ),
     "Qwen2ForCausalLM": Family(gguf.MODEL_ARCH.QWEN2, (*_NORMS, *_ATTENTION, *_MLP), biases=_QKV),
     "Qwen3ForCausalLM": Family(
         gguf.MODEL_ARCH.QWEN3,
         (*_NORMS, *_ATTENTION, *_HEAD_NORMS, *_MLP),
-        assumptions=(_unbiased("attention_bias"),),
+        assumptions=(_without("attention_bias"),),
     ),
     "Phi3ForCausalLM": Family(
         gguf.MODEL_ARCH.PHI3,
@@ -126,15 +129,22 @@ FAMILIES = {
         norm_offset=1.0,
         activation="gelu_pytorch_tanh",
         windows=True,
-        assumptions=(_TIED, _CAUSAL, _unbiased("attention_bias"), *_CAPPED, _gemma_scale(large=46)),
+        assumptions=(*_GEMMA, *(_with(cap, "a number") for cap in _CAPS), _gemma_scale(large=46)),
     ),
     "Gemma3ForCausalLM": Family(
         gguf.MODEL_ARCH.GEMMA3,
         (*_NORMS, *_INNER_NORMS, *_ATTENTION, *_HEAD_NORMS, *_MLP),
+        # llama.cpp would apply YaRN's factor to the local layers too.
+        rope=("default", "linear"),
         norm_offset=1.0,
         activation="gelu_pytorch_tanh",
         windows=True,
-        assumptions=(_TIED, _CAUSAL, _unbiased("attention_bias"), *_UNCAPPED, _gemma_scale(large=62)),
+        assumptions=(
+            _LOCALLY_UNSCALED,
+            *_GEMMA,
+            *(_without(cap, "null") for cap in _CAPS),
+            _gemma_scale(large=62),
+        ),
     ),
 }
 """By the name in config.json's `architectures`."""

@@ -63,10 +63,15 @@ def plan_tensors(folder: ModelFolder) -> list[PlannedTensor]:
         assert target is not None, source
         planned.append(PlannedTensor(target, folder.tensors[source].shape, _reader(folder, family, source)))
     planned += [
-        PlannedTensor(name, factors.shape, lambda factors=factors: factors)
+        PlannedTensor(name, factors.shape, constant(factors))
         for name, factors in rope_tensors(config, head_size(config)).items()
     ]
     return planned
+
+
+def constant(values: FloatArray) -> Callable[[], FloatArray]:
+    """What reads a tensor that is already in memory."""
+    return lambda: values
 
 
 def as_stored(values: FloatArray, source: str, family: Family, config: PretrainedConfig) -> FloatArray:

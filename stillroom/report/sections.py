@@ -32,7 +32,7 @@ _PARITY = {
     "tokens_equal": "same tokens",
     "template_equal": "same chat template",
 }
-_PRINTED = {"top1_agreement": "{:.4%}", "perplexity_change": "{:+.3%}"}
+_PRINTED = {"top1_agreement": "{:.2%}", "perplexity_change": "{:+.3%}"}
 
 
 @dataclass(frozen=True)
