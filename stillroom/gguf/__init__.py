@@ -1,5 +1,6 @@
-"""Model files: conversion to GGUF, quantisation mixes, the parity gate and Ollama's Modelfile."""
+"""Model files: conversion to GGUF, adapters, quantisation mixes, the parity gate and Ollama's Modelfile."""
 
+from stillroom.gguf.adapters import ExportedAdapter, export_adapter, is_adapter, merge_adapter
 from stillroom.gguf.export import ExportedFile, export, predict_size
 from stillroom.gguf.importance import (
     ImportanceMatrix,
@@ -15,6 +16,7 @@ from stillroom.gguf.parity import Parity, check_parity
 
 __all__ = [
     "MIXES",
+    "ExportedAdapter",
     "ExportedFile",
     "ImportanceMatrix",
     "MixRow",
@@ -22,10 +24,13 @@ __all__ = [
     "Parity",
     "check_parity",
     "export",
+    "export_adapter",
     "gather_importance",
     "importance_from",
     "importance_source",
+    "is_adapter",
     "lessons_of",
+    "merge_adapter",
     "parse_modelfile",
     "predict_size",
     "read_importance",
