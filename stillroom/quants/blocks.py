@@ -159,8 +159,10 @@ def dequantise(
 def simulate(
     weights: npt.NDArray[np.float32], kind: str, *, threads: int | None = None
 ) -> npt.NDArray[np.float32]:
-    """What `weights` [rows, columns] become after a trip through `kind`: the forward value of a quantisation-aware
-    layer. Keep the full-precision weights beside it and quantise those: quantising the result again moves values."""
+    """What `weights` [rows, columns] become after a trip through `kind`, by ggml's own quantiser.
+
+    Quantising the result again moves values. Training has `stillroom.quants.coded.simulate`, with gradients.
+    """
     return dequantise(quantise(weights, kind, threads=threads), kind, weights.shape[1], threads=threads)
 
 
