@@ -13,12 +13,13 @@ from stillroom.contracts.errors import StorageFault
 from stillroom.gguf.architectures import PlannedTensor, architecture_of, plan_tensors, write_hyperparameters
 from stillroom.gguf.mixes import MixRow, mix_of, plan_mix
 from stillroom.gguf.source import ModelFolder
+from stillroom.gguf.stored import Stored
 from stillroom.gguf.vocabulary import Vocabulary, read_vocabulary
 from stillroom.quants import block_format, quantise, row_size
 
 
 def convert(
-    folder: ModelFolder, out: Path, kind: str, *, threads: int | None = None
+    folder: ModelFolder, out: Path, kind: str, *, stored: Stored | None = None, threads: int | None = None
 ) -> tuple[list[MixRow], Vocabulary]:
     """Writes `folder` to `out`, whole or not at all.
 
@@ -27,6 +28,7 @@ def convert(
 
     Args:
         kind: a name in `stillroom.gguf.mixes.MIXES`.
+        stored: blocks that lie ready, which are written as they are.
         threads: for the block quantisers; default one a core.
 
     Returns:
@@ -47,7 +49,7 @@ def convert(
     )
     part = out.with_name(out.name + ".part")
     try:
-        _write(folder, part, kind, planned, mix, vocabulary, threads)
+        _write(folder, part, kind, planned, mix, vocabulary, stored, threads)
         os.replace(part, out)
     except OSError as error:
         raise StorageFault(
@@ -68,6 +70,7 @@ def _write(
     planned: Sequence[PlannedTensor],
     mix: Sequence[MixRow],
     vocabulary: Vocabulary,
+    stored: Stored | None,
     threads: int | None,
 ) -> None:
     architecture = architecture_of(folder).gguf_arch
@@ -80,18 +83,19 @@ def _write(
         vocabulary.write(writer)
         for tensor, row in zip(planned, mix, strict=True):
             width = row_size(row.kind, tensor.shape[-1])
-            stored = gguf.GGMLQuantizationType(block_format(row.kind).ggml_type)
+            ggml_type = gguf.GGMLQuantizationType(block_format(row.kind).ggml_type)
             writer.add_tensor_info(
-                tensor.name, (*tensor.shape[:-1], width), np.dtype(np.uint8), row.bytes, raw_dtype=stored
+                tensor.name, (*tensor.shape[:-1], width), np.dtype(np.uint8), row.bytes, raw_dtype=ggml_type
             )
         writer.write_header_to_file(part)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor, row in zip(planned, mix, strict=True):
-            values = tensor.read()
-            writer.write_tensor_data(
-                quantise(values.reshape(-1, values.shape[-1]), row.kind, threads=threads)
-            )
+            blocks = stored(tensor.name, row.kind) if stored else None
+            if blocks is None:
+                values = tensor.read()
+                blocks = quantise(values.reshape(-1, values.shape[-1]), row.kind, threads=threads)
+            writer.write_tensor_data(blocks)
         writer.flush()
         for file in writer.fout or []:
             os.fsync(file.fileno())

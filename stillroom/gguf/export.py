@@ -9,6 +9,7 @@ from stillroom.contracts.errors import ModelError
 from stillroom.gguf.convert import convert
 from stillroom.gguf.mixes import MixRow, mix_of
 from stillroom.gguf.source import ModelFolder
+from stillroom.gguf.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def export(
     out: str | Path,
     kind: str = "Q4_K_M",
     *,
+    stored: Stored | None = None,
     overwrite: bool = False,
     threads: int | None = None,
 ) -> ExportedFile:
@@ -51,6 +53,8 @@ def export(
         model_dir: folder with config.json, safetensors weights and a tokenizer.
         out: file to write.
         kind: F32, F16, Q8_0, Q6_K, Q5_K_M or Q4_K_M.
+        stored: blocks that lie ready and are written as they are: `stored_blocks` of a folder whose weights were trained
+            as blocks, which quantised again would be others.
         overwrite: replace a file of that name; otherwise it is refused.
         threads: for the block quantisers; default one a core.
 
@@ -65,7 +69,7 @@ def export(
             "there is already a file of this name", got=out, do="choose another name, or allow overwriting"
         )
     folder = ModelFolder(model_dir)
-    mix, vocabulary = convert(folder, out, kind, threads=threads)
+    mix, vocabulary = convert(folder, out, kind, stored=stored, threads=threads)
     return ExportedFile(
         path=out,
         kind=kind,

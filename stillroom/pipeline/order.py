@@ -178,7 +178,7 @@ def _align(run: Run) -> dict[str, Any]:
 
 
 def _quantise(run: Run) -> dict[str, Any]:
-    return {"quantise": list(run.recipe.quantise)}
+    return {"quantise": [item if isinstance(item, str) else _plain(item) for item in run.recipe.quantise]}
 
 
 def _evaluate(run: Run) -> dict[str, Any]:
@@ -241,7 +241,13 @@ STAGES = (
         reads=("filter", "distil"),
         wanted=lambda recipe: recipe.align is not None,
     ),
-    Stage("quantise", _quantise, reads=("distil", "align")),
+    # Each file that learns has a mark of its own, as the models of distil have.
+    Stage(
+        "quantise",
+        _quantise,
+        reads=("distil", "align"),
+        keeps=("trained.json", "aware", "checkpoints"),
+    ),
     Stage("evaluate", _evaluate, reads=("filter", "distil", "align", "quantise"), keeps=("models",)),
     Stage("export", _export, reads=("quantise", "evaluate")),
 )

@@ -43,7 +43,7 @@ def run(context: StageContext) -> dict[str, Any]:
 def _writer(context: StageContext) -> list[Path]:
     """The first GGUF file of the recipe's list, and what starts it."""
     folder, name = context.folder, context.recipe.name
-    kind = context.recipe.quantise[0] if context.recipe.quantise else "F16"
+    kind = context.recipe.handed_over or "F16"
     model = _bring(context, context.run.need("quantise") / f"student-{kind}.gguf")
     files = [model]
     modelfile = _modelfile(context, model)
@@ -60,8 +60,8 @@ def _writer(context: StageContext) -> list[Path]:
 
 def _classifier(context: StageContext) -> list[Path]:
     """The first ONNX file of the recipe's list with what it is read with; the Hugging Face student where there is none."""
-    kinds = context.recipe.quantise
-    source = context.run.need("quantise") / f"student-{kinds[0]}" if kinds else context.run.student
+    kind = context.recipe.handed_over
+    source = context.run.need("quantise") / f"student-{kind}" if kind else context.run.student
     found = sorted(
         source.iterdir(), key=lambda path: (path.suffix not in (".onnx", ".safetensors"), path.name)
     )

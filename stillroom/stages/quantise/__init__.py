@@ -10,38 +10,44 @@ from typing import Any
 
 from stillroom.contracts.errors import ParityError
 from stillroom.contracts.files import read_lines, write_json
-from stillroom.gguf import check_parity, export
+from stillroom.gguf import check_parity, export, stored_blocks
 from stillroom.stages.context import StageContext
+from stillroom.stages.quantise.aware import AwareTraining, Trained
 
 _TEXTS = 16
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write quantise/student-KIND.gguf for F16 and every kind of the recipe.
+    """Write quantise/student-KIND.gguf for F16 and every kind of the recipe, student-KIND-aware.gguf where one is to learn.
 
     A file that disagrees with the student is not left in place.
 
     Raises:
+        ModelError: the student cannot be converted, or went astray while it learned.
         ParityError: an unquantised file's log-probabilities, tokens or template differ from the student's.
     """
     student = context.run.student
     texts = _texts(context)
-    kinds = ["F16", *(kind for kind in context.recipe.quantise if kind != "F16")]
+    trained = {item.name: AwareTraining(context, item).run() for item in context.recipe.aware_files}
+    names = list(dict.fromkeys(["F16", *context.recipe.files]))
     record = context.folder / "files.json"
     files: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
-    with context.progress.meter("writing and checking", len(kinds), "files") as meter:
-        for kind in kinds:
-            out = context.folder / f"student-{kind}.gguf"
-            if kind not in files or not out.is_file():
-                files[kind] = _write(student, out, kind, texts)
+    with context.progress.meter("writing and checking", len(names), "files") as meter:
+        for name in names:
+            out = context.folder / f"student-{name}.gguf"
+            if name not in files or not out.is_file():
+                files[name] = _write(student, out, name, texts, trained.get(name))
                 write_json(record, files)
-            meter.advance(1, note=kind)
+            meter.advance(1, note=name)
     return {"files": files}
 
 
-def _write(student: Path, out: Path, kind: str, texts: list[str]) -> dict[str, Any]:
+def _write(student: Path, out: Path, name: str, texts: list[str], trained: Trained | None) -> dict[str, Any]:
     """Write one file and measure how far it is from the student."""
-    made = export(student, out, kind, overwrite=True)
+    if trained is None:
+        made = export(student, out, name, overwrite=True)
+    else:
+        made = export(trained.folder, out, trained.kind, stored=stored_blocks(trained.folder), overwrite=True)
     try:
         parity = check_parity(student, out, texts=texts)
     except ParityError:
@@ -56,6 +62,7 @@ def _write(student: Path, out: Path, kind: str, texts: list[str]) -> dict[str, A
         "fallbacks": [f"{row.tensor}: {row.wanted} became {row.kind}" for row in made.fallbacks],
         "parity": asdict(parity),
         "notes": made.notes,
+        **({"training": trained.counts} if trained else {}),
     }
 
 
