@@ -10,7 +10,6 @@ whose rows are whole blocks of 256 are trained first, and kept in --work: that i
     plain     its weights rounded by ggml's quantiser
     words     trained on under simulated quantisation, cross-entropy of the text
     aware     likewise, KL to the full precision alone: what `aware` in a recipe does
-    longer    no simulation: the full precision itself trained on as `words` is, then rounded by ggml
 
 all over the same rows of the text that the full precision was trained on, in an order that the seed decides. Measured on
 the corpus's end with the weights that a file of that kind holds: perplexity, how much it is over the full precision's
@@ -52,9 +51,10 @@ from stillroom.training.simulated import Simulated
 RULES = {
     "Q4_0": ("Q4_0", {"embed_tokens": "Q6_K"}),
     "Q3_K_M": ("Q3_K", {"embed_tokens": "Q6_K", "v_proj": "Q5_K", "o_proj": "Q4_K", "down_proj": "Q4_K"}),
+    "Q2_K": ("Q2_K", {"embed_tokens": "Q6_K", "v_proj": "Q3_K", "o_proj": "Q3_K", "down_proj": "Q3_K"}),
 }
 """What the rules come to for a model of one layer with a tied head, where the package has no mix of that name."""
-KINDS = ("Q4_0", "Q4_K_M", "Q3_K_M")
+KINDS = ("Q4_0", "Q4_K_M", "Q3_K_M", "Q2_K")
 WORDS, HEARD = Objective(hard=1.0, soft=0.0), Objective(hard=0.0, soft=1.0)
 
 
@@ -177,9 +177,6 @@ class Bench:
         how: dict[str, Any] = {"steps": self.size.short, "rate": self.rate, "seed": seed}
         if way == "plain":
             return self.plain(model, formats)
-        if way == "longer":
-            self.train(model, name, WORDS, **how)
-            return self.plain(model, formats)
         with Simulated(model, formats) as simulated:
             teacher = {"teacher": self.copy()} if way == "aware" else {}
             self.train(model, name, HEARD if way == "aware" else WORDS, **how, **teacher)
@@ -218,7 +215,7 @@ def table(base: dict[str, float], lines: list[dict[str, Any]]) -> None:
     print(f"{'':16}{'seeds':>6}" + "".join(f"{name:>11}" for name in head))
     for kind in KINDS:
         plain: dict[str, float] = {}
-        for way in ("plain", "longer", "words", "aware"):
+        for way in ("plain", "words", "aware"):
             rows = [line for line in lines if (line["kind"], line["way"]) == (kind, way)]
             if not rows:
                 continue
@@ -249,7 +246,7 @@ def main() -> None:
     done = {(line["way"], line["kind"], line["seed"]) for line in lines}
     for seed in range(bench.size.seeds):
         for kind in KINDS:
-            for way in ("plain", "aware", "words", "longer"):
+            for way in ("plain", "aware", "words"):
                 if (way, kind, seed) in done or (way == "plain" and seed):
                     continue
                 lines.append(
