@@ -105,15 +105,15 @@ class Simulated:
         """
         blocks: dict[str, Tensor] = {}
         for name, matrix in self._matrices.items():
-            whole = matrix.whole().cpu()
+            whole = matrix.whole()
             if not torch.isfinite(whole).all():
                 raise ModelError(
                     "the training went astray",
                     got=f"{name} holds infinities or NaN",
                     do="lower the learning rate of `aware`",
                 )
-            packed, values = code(whole, matrix.kind)
-            blocks[name] = packed
+            packed, values = code(whole, matrix.kind)  # where it trained: sums elsewhere may differ in a last bit
+            blocks[name] = packed.cpu()
             matrix.weight.copy_(values)
         write_blocks(folder, blocks, {name: matrix.kind for name, matrix in self._matrices.items()})
         return self.student.unload() if hasattr(self.student, "unload") else self.student
