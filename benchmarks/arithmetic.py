@@ -1,11 +1,12 @@
 """The task of benchmarks/modes.py, chains of small sums, and a teacher that is trained for it from nothing.
 
     question    37 f+05 g-48 h*02           start at 37; each step has a letter, the letters follow one another
-    answer      <think>37 f+05=42 g-48=94 h*02=88</think>
+    answer      <think>37 f+05=42 g 42-48=94 h*02=88</think>
                 88                          everything modulo 100
 
 The letters let a model find its place in chains longer than those it was shown: a chain may begin with any letter, so
-that a short one can end with z.
+that a short one can end with z. A step of the thought is written in one of two ways, with the number it starts from or
+without, as often the one as the other: as with people and real models, there is more than one right word.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from stillroom.gguf.vocabulary import PRE_TOKENIZERS
 MODULUS = 100
 MOST = 10
 """Steps of the longest chains; the teacher is shown chains of all lengths."""
-SHORT, LONG = range(2, 7), range(7, MOST + 1)
+SHORT, LONG = range(2, 7), range(7, 9)
 """Steps of the chains that lessons are about, and of those that are longer than any lesson."""
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -64,9 +65,10 @@ def chain(numbers: random.Random, steps: int, operands: int) -> Chain:
     for letter in ascii_lowercase[first : first + steps]:
         sign = numbers.choice("++--*")
         operand = 2 if sign == "*" else numbers.randint(1, operands)
+        before = numbers.choice(("", f" {value:02}"))
         value = {"+": value + operand, "-": value - operand, "*": value * operand}[sign] % MODULUS
         asked.append(f"{letter}{sign}{operand:02}")
-        found.append(f"{asked[-1]}={value:02}")
+        found.append(f"{letter}{before}{sign}{operand:02}={value:02}")
     return Chain(" ".join(asked), " ".join(found), f"{value:02}")
 
 

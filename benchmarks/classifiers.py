@@ -59,7 +59,8 @@ def train(folder: Path, teacher: str, setting: str, seed: int) -> None:
             for stage in ("prompts", "teach", "filter", "recipe.yaml"):
                 source, target = folder / first / stage, folder / name / stage
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+                if not target.exists():
+                    shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
             run(folder, folder / name, changes)
 
 

@@ -237,6 +237,8 @@ def gguf_file(path: Path, template: str | None = CHATML) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     if template is not None:
         writer.add_chat_template(template)
+    writer.add_token_list(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a"])
+    writer.add_eos_token_id(2)
     writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -133,15 +133,12 @@ def test_a_kill_while_copying_leaves_no_file_under_the_models_name(
 
 def test_a_template_that_ollama_cannot_be_told_leaves_the_modelfile_out_and_says_so(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
-    gguf_file(
-        run.folder("quantise") / "student-Q4_K_M.gguf",
-        "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}",
-    )
+    gguf_file(run.folder("quantise") / "student-Q4_K_M.gguf", "[INST]{{ messages[-1].content }}[/INST]")
     said = Said()
     counts = export.run(StageContext(run, "export", said))
     assert "Modelfile" not in counts["files"]
     assert "run-ollama.sh" not in counts["files"]
-    assert any("ChatML" in line for line in said.lines)
+    assert any("leaves out or moves a turn" in line for line in said.lines)
     assert "ollama" not in (run.folder("export") / "README.md").read_text()
 
 

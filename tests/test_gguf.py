@@ -18,11 +18,11 @@ from tiny_llama import CHATML, save_model, train_tokenizer
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from stillroom.contracts.errors import DataError, ModelError, ParityError, StorageFault
+from stillroom.contracts.errors import ModelError, ParityError, StorageFault
 from stillroom.contracts.records import Request, Sampling
 from stillroom.gguf import architectures as architectures_module
-from stillroom.gguf import check_parity, export, parse_modelfile, write_modelfile
-from stillroom.gguf.mixes import plan_mix
+from stillroom.gguf import check_parity, export
+from stillroom.gguf.mixes import Network, plan_mix
 from stillroom.gguf.vocabulary import PRE_TOKENIZERS
 from stillroom.models.llamacpp import LlamaCpp
 from stillroom.models.rows import Row
@@ -258,8 +258,7 @@ def test_q4_k_m_gives_more_bits_to_the_layers_that_llama_cpp_names() -> None:
     rows = plan_mix(
         [(f"blk.{i}.ffn_down.weight", (256, 512)) for i in range(32)] + [("output.weight", (512, 256))],
         "Q4_K_M",
-        layers=32,
-        heads_shared=True,
+        Network(layers=32, sharing=4),
     )
     more = [i for i, row in enumerate(rows[:32]) if row.kind == "Q6_K"]
     assert more == [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
@@ -286,7 +285,7 @@ def test_the_mix_of_an_8b_model_comes_to_the_published_bits_a_weight() -> None:
         ("output_norm.weight", (4096,)),
     ]
     for kind, published in (("Q4_K_M", 4.89), ("Q5_K_M", 5.70), ("Q6_K", 6.56), ("Q8_0", 8.50)):
-        rows = plan_mix(tensors, kind, layers=32, heads_shared=True)
+        rows = plan_mix(tensors, kind, Network(layers=32, sharing=4))
         bits = 8 * sum(row.bytes for row in rows) / sum(row.parameters for row in rows)
         assert bits == pytest.approx(published, abs=0.01)
 
@@ -392,61 +391,3 @@ def test_a_missing_shard_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 # Modelfile
-
-
-def test_a_modelfile_reads_back_as_it_was_meant() -> None:
-    system = 'You sort tickets.\n\n# not a comment\nAnswer "other" if in doubt; say "yes"'
-    text = write_modelfile(
-        "student-Q4_K_M.gguf",
-        chat_template=CHATML,
-        stops=["<|endoftext|>"],
-        num_ctx=4096,
-        temperature=0.2,
-        system=system,
-        licence="Apache-2.0\nwith a second line",
-    )
-    read = parse_modelfile(text)
-    assert read.model == "./student-Q4_K_M.gguf"
-    assert read.template is not None
-    assert "<|im_start|>assistant\n" in read.template
-    assert read.system == system
-    assert read.licences == ["Apache-2.0\nwith a second line"]
-    assert read.parameters == [
-        ("num_ctx", "4096"),
-        ("temperature", "0.2"),
-        ("stop", "<|endoftext|>"),
-        ("stop", "<|im_end|>"),
-    ]
-
-
-def test_without_a_chat_template_the_prompt_is_passed_on() -> None:
-    assert parse_modelfile(write_modelfile("m.gguf", chat_template=None)).template == "{{ .Prompt }}"
-
-
-@pytest.mark.parametrize("value", ['three """ quotes', "hard\u00a0space", "bell\a"])
-def test_values_that_the_grammar_cannot_hold_are_refused(value: str) -> None:
-    with pytest.raises(DataError, match="SYSTEM"):
-        write_modelfile("m.gguf", chat_template=None, system=value)
-
-
-def test_a_template_that_is_not_chatml_is_refused_rather_than_guessed() -> None:
-    with pytest.raises(DataError, match="ChatML"):
-        write_modelfile("m.gguf", chat_template="[INST] {{ messages[0].content }} [/INST]")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('from x\nsystem hello "world\nPARAMETER stop " a "', ('hello "world', [("stop", " a ")])),
-        ('FROM x\n# note\nSYSTEM """one\n"two" """', ('one\n"two" ', [])),
-    ],
-)
-def test_the_parser_follows_the_grammar(text: str, expected: tuple[str, list]) -> None:
-    read = parse_modelfile(text)
-    assert (read.system, read.parameters) == expected
-
-
-@pytest.mark.parametrize("text", ["SYSTEM x", 'FROM x\nSYSTEM "open', "FROM x\nNONSENSE y"])
-def test_broken_modelfiles_are_refused(text: str) -> None:
-    with pytest.raises(DataError):
-        parse_modelfile(text)

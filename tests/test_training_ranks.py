@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from datetime import timedelta
@@ -16,39 +15,17 @@ import torch.multiprocessing as mp
 from test_training_packing import SHAPE, some_rows
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    TrainingArguments,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from ways import LENGTHS, WAYS, Listed
 
-from stillroom.contracts.progress import Progress
-from stillroom.contracts.recipe import Distil, Rounds
 from stillroom.training.batches import StepPlan
-from stillroom.training.classifying import ClassObjective, ClassRows, fit_classifier
 from stillroom.training.collation import collate
-from stillroom.training.fitting import fit
 from stillroom.training.objective import Objective
-from stillroom.training.rounds import Calendar, OwnWriting
 from stillroom.training.trainer import DistillationTrainer
 
 RANKS, SECONDS = 2, 280
-LENGTHS = (5, 9, 9, 14, 23, 4, 12, 7, 8, 16, 11)  # 11 rows in batches of 3: the second rank has a short share
 OBJECTIVE = Objective(hard=0.4, soft=0.6)
-SETTINGS = Distil(
-    steps=3, batch_size=5, micro_batch_size=2, learning_rate=1e-2, validate_every=3, precision="float32"
-)
 SHARED = (("signals", True), ("signals", False), ("live", True))
-
-
-class Listed:
-    def __init__(self, rows):
-        self.rows, self.lengths = rows, lengths_of(rows)
-
-    def __getitem__(self, index):
-        return self.rows[index]
 
 
 def lengths_of(rows):
@@ -58,62 +35,6 @@ def lengths_of(rows):
 def student(seed=3, tied=True):
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=tied))
-
-
-def trained(folder: Path, rounds: bool = False) -> dict[str, torch.Tensor]:
-    """The weights after a few steps of the recipe's own path; of rounds, the last rows are what the student wrote."""
-    calendar = Calendar(Rounds(count=1, start=0.34, share=0.6), 3)
-    rows, model = some_rows(lengths=LENGTHS), student()
-    fit(
-        model,
-        Listed(rows),
-        objective=OBJECTIVE,
-        settings=SETTINGS,
-        steps=3,
-        seed=0,
-        checkpoints=folder / "checkpoints",
-        metrics=folder / "metrics.jsonl",
-        label="training",
-        progress=Progress(),
-        validation=rows[:5],
-        draws=[OwnWriting(calendar, 7, [4])] if rounds else [],
-    )
-    return model.state_dict()
-
-
-def classifier(seed=3):
-    torch.manual_seed(seed)
-    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=4,
-        **quiet,
-    )  # fmt: skip
-    return BertForSequenceClassification(config)
-
-
-def trained_classifier(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights after a few steps of all three terms; of some texts the class is not known."""
-    rng, model = np.random.default_rng(0), classifier()
-    keys = [f"{place:032x}" for place in range(len(LENGTHS))]
-    rows = [
-        (rng.integers(1, 50, length).tolist(), None if length == 9 else [length % 4], key)
-        for length, key in zip(LENGTHS, keys, strict=True)
-    ]
-    logits = rng.normal(size=(len(keys), 4)).astype(np.float32)
-    fit_classifier(
-        model,
-        ClassRows(rows, dict(zip(keys, logits, strict=True))),
-        objective=ClassObjective(4, hard=0.5, soft=0.5, hidden=0.3, temperature=2.0),
-        teacher=classifier(seed=9),
-        settings=SETTINGS,
-        steps=3,
-        seed=0,
-        checkpoints=folder / "checkpoints",
-        metrics=folder / "metrics.jsonl",
-        label="training",
-        progress=Progress(),
-    )
-    return model.state_dict()
 
 
 def sharded_figures(
@@ -163,9 +84,8 @@ def work(rank: int, folder: Path) -> None:
     out = {
         (source, packing): sharded_figures(folder, source, packing, rank, RANKS) for source, packing in SHARED
     }
-    out["trained"] = trained(folder / f"rank-{rank}")
-    out["rounds"] = trained(folder / f"rounds-{rank}", rounds=True)
-    out["classifier"] = trained_classifier(folder / f"classifier-{rank}")
+    for name, way in WAYS.items():
+        out[name] = way.train(folder / f"{name}-{rank}").state_dict()
     if rank == 0:
         torch.save(out, folder / "out.pt")
     dist.destroy_process_group()
@@ -197,11 +117,9 @@ def test_validation_and_gradients_of_two_sharded_ranks_are_those_of_one_process(
         torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("way", ["trained", "rounds", "classifier"])
+@pytest.mark.parametrize("way", WAYS)
 def test_two_ranks_train_to_the_weights_of_one_process(pair, tmp_path, way):
-    chooses = way == "classifier"
-    expected = trained_classifier(tmp_path) if chooses else trained(tmp_path, rounds=way == "rounds")
-    before = copy.deepcopy((classifier() if chooses else student()).state_dict())
+    before, expected = WAYS[way].student().state_dict(), WAYS[way].train(tmp_path).state_dict()
     for name, weight in expected.items():
         torch.testing.assert_close(pair[way][name], weight, rtol=1e-4, atol=1e-5)
     assert any(not torch.equal(before[name], weight) for name, weight in expected.items())

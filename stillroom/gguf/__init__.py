@@ -1,6 +1,14 @@
 """Model files: conversion to GGUF, quantisation mixes, the parity gate and Ollama's Modelfile."""
 
-from stillroom.gguf.export import ExportedFile, export
+from stillroom.gguf.export import ExportedFile, export, predict_size
+from stillroom.gguf.importance import (
+    ImportanceMatrix,
+    gather_importance,
+    importance_from,
+    importance_source,
+    lessons_of,
+    read_importance,
+)
 from stillroom.gguf.mixes import MIXES, MixRow
 from stillroom.gguf.modelfile import Modelfile, parse_modelfile, write_modelfile
 from stillroom.gguf.parity import Parity, check_parity
@@ -9,13 +17,20 @@ from stillroom.gguf.stored import block_formats, stored_blocks
 __all__ = [
     "MIXES",
     "ExportedFile",
+    "ImportanceMatrix",
     "MixRow",
     "Modelfile",
     "Parity",
     "block_formats",
     "check_parity",
     "export",
+    "gather_importance",
+    "importance_from",
+    "importance_source",
+    "lessons_of",
     "parse_modelfile",
+    "predict_size",
+    "read_importance",
     "stored_blocks",
     "write_modelfile",
 ]

@@ -2,102 +2,185 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 from stillroom.contracts.errors import StorageFault
 from stillroom.gguf.architectures import PlannedTensor, architecture_of, plan_tensors, write_hyperparameters
-from stillroom.gguf.mixes import MixRow, mix_of, plan_mix
+from stillroom.gguf.importance import ImportanceMatrix
+from stillroom.gguf.mixes import MixRow, Network, mix_of, plan_mix
 from stillroom.gguf.source import ModelFolder
-from stillroom.gguf.stored import Stored
 from stillroom.gguf.vocabulary import Vocabulary, read_vocabulary
 from stillroom.quants import block_format, quantise, row_size
 
+_ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+_PIECE_BYTES = 64 << 20
+"""Float32 bytes of a tensor that are quantised and written at once."""
 
-def convert(
-    folder: ModelFolder, out: Path, kind: str, *, stored: Stored | None = None, threads: int | None = None
-) -> tuple[list[MixRow], Vocabulary]:
-    """Writes `folder` to `out`, whole or not at all.
+
+Stored = Callable[[str, str], npt.NDArray[np.uint8] | None]
+"""The blocks of a tensor of the file, by its name there and its format; None where none lie ready."""
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """A model file before any of it is written."""
+
+    kind: str
+    tensors: Sequence[PlannedTensor]
+    mix: list[MixRow]
+    """The format of every tensor, in the order of the file."""
+    vocabulary: Vocabulary
+    head: bytes
+    """All that comes before the first tensor."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return len(self.head) + sum(row.bytes + _padding(row.bytes) for row in self.mix)
+
+    @property
+    def parameters(self) -> int:
+        return sum(row.parameters for row in self.mix)
+
+
+def plan_file(folder: ModelFolder, kind: str, *, weighed_by: str | None = None) -> FilePlan:
+    """What the file of a folder will hold; nothing is written and no weight is read.
+
+    Args:
+        kind: a name in `stillroom.gguf.mixes.MIXES`.
+        weighed_by: source of the importance matrix that the weights will be quantised with; None: without one.
+
+    Raises:
+        ModelError: the folder, its tokenizer or its architecture cannot be converted.
+    """
+    vocabulary = read_vocabulary(folder)
+    planned = plan_tensors(folder)
+    config = folder.config
+    weighed_by = weighed_by if mix_of(kind).weighs else None
+    network = Network.of(
+        architecture_of(folder).gguf_arch,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        weighed=weighed_by is not None,
+    )
+    mix = plan_mix([(tensor.name, tensor.shape) for tensor in planned], kind, network)
+    head = _head(folder, kind, planned, mix, vocabulary, weighed_by)
+    return FilePlan(kind, planned, mix, vocabulary, head)
+
+
+def write_file(
+    plan: FilePlan,
+    out: Path,
+    *,
+    importance: ImportanceMatrix | None = None,
+    stored: Stored | None = None,
+    threads: int | None = None,
+) -> None:
+    """Writes a planned file to `out`, whole or not at all.
 
     The file grows under the name `out` + ".part" and takes its real name once it is complete and on disk. What an
     ordinary failure leaves is removed here; what a killed process leaves, by the next conversion to the same name.
 
     Args:
-        kind: a name in `stillroom.gguf.mixes.MIXES`.
+        importance: the matrix whose source the plan names.
         stored: blocks that lie ready, which are written as they are.
         threads: for the block quantisers; default one a core.
 
-    Returns:
-        The format of every tensor as written, and the vocabulary.
-
     Raises:
-        ModelError: the folder, its tokenizer or its architecture cannot be converted.
+        ModelError: a weight is no number, or the matrix is of another model.
         StorageFault: the file cannot be written.
     """
-    vocabulary = read_vocabulary(folder)
-    planned = plan_tensors(folder)
-    config = folder.config
-    mix = plan_mix(
-        [(tensor.name, tensor.shape) for tensor in planned],
-        kind,
-        layers=config.num_hidden_layers,
-        heads_shared=config.num_key_value_heads != config.num_attention_heads,
-    )
     part = out.with_name(out.name + ".part")
     try:
-        _write(folder, part, kind, planned, mix, vocabulary, stored, threads)
+        with part.open("wb") as file:
+            file.write(plan.head)
+            for tensor, row in zip(plan.tensors, plan.mix, strict=True):
+                blocks = stored(tensor.name, row.kind) if stored else None
+                if blocks is None:
+                    _write_tensor(file, tensor, row, importance, threads)
+                else:
+                    file.write(np.ascontiguousarray(blocks).data)
+                file.write(bytes(_padding(row.bytes)))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, out)
     except OSError as error:
         raise StorageFault(
             "the model file could not be written",
             got=f"{out}: {error.strerror or error}",
-            expected=f"{sum(row.bytes for row in mix) / 1e9:.2f} GB free and a folder that may be written to",
+            expected=f"{plan.bytes / 1e9:.2f} GB free and a folder that may be written to",
             do="free some space or choose another folder",
         ) from error
     finally:
         part.unlink(missing_ok=True)
-    return mix, vocabulary
 
 
-def _write(
+def _write_tensor(
+    file: BinaryIO,
+    tensor: PlannedTensor,
+    row: MixRow,
+    importance: ImportanceMatrix | None,
+    threads: int | None,
+) -> None:
+    values = tensor.read()
+    matrix = values.reshape(-1, values.shape[-1])
+    columns = matrix.shape[1]
+    weights = importance.columns(tensor.name, columns) if importance and values.ndim > 1 else None
+    step = max(1, _PIECE_BYTES // (4 * columns))
+    for first in range(0, len(matrix), step):
+        piece = matrix[first : first + step]
+        file.write(quantise(piece, row.kind, importance=weights, threads=threads))
+
+
+def _head(
     folder: ModelFolder,
-    part: Path,
     kind: str,
     planned: Sequence[PlannedTensor],
     mix: Sequence[MixRow],
     vocabulary: Vocabulary,
-    stored: Stored | None,
-    threads: int | None,
-) -> None:
+    weighed_by: str | None,
+) -> bytes:
+    """The file's metadata and list of tensors, padded to where the first tensor begins."""
     architecture = architecture_of(folder).gguf_arch
-    writer = gguf.GGUFWriter(part, gguf.MODEL_ARCH_NAMES[architecture])
-    try:
-        writer.add_name(folder.path.resolve().name)
-        writer.add_file_type(int(mix_of(kind).file_type))
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        write_hyperparameters(writer, folder)
-        vocabulary.write(writer)
-        for tensor, row in zip(planned, mix, strict=True):
-            width = row_size(row.kind, tensor.shape[-1])
-            ggml_type = gguf.GGMLQuantizationType(block_format(row.kind).ggml_type)
-            writer.add_tensor_info(
-                tensor.name, (*tensor.shape[:-1], width), np.dtype(np.uint8), row.bytes, raw_dtype=ggml_type
-            )
-        writer.write_header_to_file(part)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor, row in zip(planned, mix, strict=True):
-            blocks = stored(tensor.name, row.kind) if stored else None
-            if blocks is None:
-                values = tensor.read()
-                blocks = quantise(values.reshape(-1, values.shape[-1]), row.kind, threads=threads)
-            writer.write_tensor_data(blocks)
-        writer.flush()
-        for file in writer.fout or []:
-            os.fsync(file.fileno())
-    finally:
-        writer.close()
+    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[architecture])
+    writer.add_name(folder.path.resolve().name)
+    writer.add_file_type(int(mix_of(kind).file_type))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    if weighed_by is not None:
+        writer.add_string("quantize.imatrix.dataset", weighed_by)
+    write_hyperparameters(writer, folder)
+    vocabulary.write(writer)
+    for tensor, row in zip(planned, mix, strict=True):
+        width = row_size(row.kind, tensor.shape[-1])
+        stored = gguf.GGMLQuantizationType(block_format(row.kind).ggml_type)
+        writer.add_tensor_info(
+            tensor.name, (*tensor.shape[:-1], width), np.dtype(np.uint8), row.bytes, raw_dtype=stored
+        )
+    return head_bytes(writer)
+
+
+def head_bytes(writer: gguf.GGUFWriter) -> bytes:
+    """What a writer of planned tensors puts in front of them, padding included."""
+    memory = io.BytesIO()
+    # The package writes to files only, which it opens itself unless they are there and still empty.
+    writer.fout, writer.state = [memory], gguf.gguf_writer.WriterState.EMPTY
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    head = memory.getvalue()
+    return head + bytes(_padding(len(head)))
+
+
+def _padding(size: int) -> int:
+    """How many bytes `size` bytes are short of whole units of alignment."""
+    return -size % _ALIGNMENT

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.contracts.errors import ModelError
-from stillroom.gguf.convert import convert
-from stillroom.gguf.mixes import MixRow, mix_of
+from stillroom.gguf.convert import Stored, plan_file, write_file
+from stillroom.gguf.importance import ImportanceMatrix
+from stillroom.gguf.mixes import MixRow
 from stillroom.gguf.source import ModelFolder
-from stillroom.gguf.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,21 @@ def export(
     out: str | Path,
     kind: str = "Q4_K_M",
     *,
+    importance: ImportanceMatrix | None = None,
     stored: Stored | None = None,
     overwrite: bool = False,
     threads: int | None = None,
 ) -> ExportedFile:
     """Converts a Hugging Face folder to a GGUF file that llama.cpp and Ollama load.
 
-    Quantised kinds are made from the folder's own weights in float32, not from a float16 file in between. Memory: the
-    largest tensor in float32 and as blocks.
+    Quantised kinds are made from the folder's own weights in float32, not from a float16 file in between. Where the
+    weights are float16 numbers, the bytes are those of llama.cpp's own tool. Memory: the largest tensor in float32.
 
     Args:
         model_dir: folder with config.json, safetensors weights and a tokenizer.
         out: file to write.
-        kind: F32, F16, Q8_0, Q6_K, Q5_K_M or Q4_K_M.
+        kind: a name in `MIXES`: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K_S, Q4_0, Q3_K_M or Q2_K.
+        importance: how much each column matters; default: all alike. F32, F16, BF16 and Q8_0 take no notice of it.
         stored: blocks that lie ready and are written as they are: `stored_blocks` of a folder whose weights were trained
             as blocks, which quantised again would be others.
         overwrite: replace a file of that name; otherwise it is refused.
@@ -63,18 +65,31 @@ def export(
         StorageFault: the file cannot be written. Nothing is left behind.
     """
     out = Path(out)
-    mix_of(kind)
     if out.exists() and not overwrite:
         raise ModelError(
             "there is already a file of this name", got=out, do="choose another name, or allow overwriting"
         )
-    folder = ModelFolder(model_dir)
-    mix, vocabulary = convert(folder, out, kind, stored=stored, threads=threads)
+    plan = plan_file(ModelFolder(model_dir), kind, weighed_by=importance.source if importance else None)
+    write_file(plan, out, importance=importance, stored=stored, threads=threads)
     return ExportedFile(
         path=out,
         kind=kind,
         bytes=out.stat().st_size,
-        parameters=sum(row.parameters for row in mix),
-        mix=mix,
-        notes=vocabulary.notes,
+        parameters=plan.parameters,
+        mix=plan.mix,
+        notes=plan.vocabulary.notes,
     )
+
+
+def predict_size(model_dir: str | Path, kind: str, *, weighed_by: str | None = None) -> int:
+    """Bytes of the file that `export` would write; nothing is written and no weight is read.
+
+    Args:
+        model_dir: the folder.
+        kind: a name in `MIXES`.
+        weighed_by: the `source` of the importance matrix that would be given.
+
+    Raises:
+        ModelError: the folder cannot be converted.
+    """
+    return plan_file(ModelFolder(model_dir), kind, weighed_by=weighed_by).bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +10,9 @@ import numpy.typing as npt
 
 from stillroom.contracts.errors import ModelError
 from stillroom.gguf.architectures import plan_tensors
-from stillroom.gguf.mixes import plan_mix
+from stillroom.gguf.convert import Stored, plan_file
 from stillroom.gguf.source import ModelFolder
 from stillroom.quants.blockfile import NAME, BlockFile
-
-Stored = Callable[[str, str], npt.NDArray[np.uint8] | None]
-"""The blocks of a tensor of the file, by its name there and its format; None where none lie ready."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +67,8 @@ def block_formats(folder: ModelFolder, kind: str) -> dict[str, str]:
     Raises:
         ModelError: as `origins`, or there is no such kind.
     """
-    config, planned = folder.config, plan_tensors(folder)
-    mix = plan_mix(
-        [(tensor.name, tensor.shape) for tensor in planned],
-        kind,
-        layers=config.num_hidden_layers,
-        heads_shared=config.num_key_value_heads != config.num_attention_heads,
-    )
     known = origins(folder)
-    return {known[row.tensor].name: row.kind for row in mix if row.tensor in known}
+    return {known[row.tensor].name: row.kind for row in plan_file(folder, kind).mix if row.tensor in known}
 
 
 def stored_blocks(model_dir: Path) -> Stored:

@@ -39,6 +39,9 @@ class LlamaServer:
         parallel: conversations answered at once; a further one waits.
         threads: CPU threads; default what llama.cpp finds best.
         alias: the model's name in requests and answers; default the file's name without its ending.
+        draft: the .gguf file of a smaller model with the same tokens, which writes ahead (speculative decoding);
+            answers stay those of the model.
+        draft_tokens: how many tokens it writes ahead at most.
         wait_seconds: how long loading may take.
 
     Raises:
@@ -54,11 +57,14 @@ class LlamaServer:
         parallel: int = 4,
         threads: int | None = None,
         alias: str | None = None,
+        draft: str | Path | None = None,
+        draft_tokens: int = 8,
         wait_seconds: float = 600.0,
     ) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise ModelError("there is no such model file", got=self.path, do="check the path")
+        for file in (self.path, *([] if draft is None else [Path(draft)])):
+            if not file.is_file():
+                raise ModelError("there is no such model file", got=file, do="check the path")
         self.alias = alias or self.path.stem
         settings = {
             "path": os.fspath(self.path.resolve()),
@@ -66,6 +72,8 @@ class LlamaServer:
             "parallel": parallel,
             "threads": threads,
             "alias": self.alias,
+            "draft": None if draft is None else os.fspath(Path(draft).resolve()),
+            "draft_tokens": draft_tokens,
         }
         # A file, not a pipe: nobody reads it while the server runs, and a full pipe would stop the server.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
@@ -175,6 +183,10 @@ def _serve(settings: dict) -> None:
     params.offline = True
     if settings["threads"]:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
+    if settings["draft"]:
+        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+        params.speculative.draft.mparams.path = settings["draft"]
+        params.speculative.draft.n_max = settings["draft_tokens"]
     server = xllamacpp.Server(params)
     sys.stdout.write(server.listening_address + "\n")
     sys.stdout.flush()

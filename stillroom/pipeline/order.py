@@ -6,10 +6,10 @@ import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from stillroom.contracts.files import digest
-from stillroom.contracts.recipe import PromptSource, Recipe
+from stillroom.contracts.recipe import Kind, PromptSource, Recipe
 from stillroom.contracts.runfolder import Run
 from stillroom.models.endpoint import base_url
 from stillroom.models.origins import digest_of, student_source, teacher_identity
@@ -178,7 +178,9 @@ def _align(run: Run) -> dict[str, Any]:
 
 
 def _quantise(run: Run) -> dict[str, Any]:
-    return {"quantise": [item if isinstance(item, str) else _plain(item) for item in run.recipe.quantise]}
+    files = [item if isinstance(item, str) else _plain(item) for item in run.recipe.quantise]
+    weighed = {"importance": _plain(run.recipe.importance)} if run.recipe.importance else {}
+    return {"quantise": files} | weighed
 
 
 def _evaluate(run: Run) -> dict[str, Any]:
@@ -193,15 +195,23 @@ def _evaluate(run: Run) -> dict[str, Any]:
 
 
 def _export(run: Run) -> dict[str, Any]:
-    return {
-        "export": _plain(run.recipe.export),
-        "name": run.recipe.name,
-        "teach": {"system": run.recipe.teach.system},
+    recipe = run.recipe
+    # Only what is used: runs from before there were cards, bundles and drafts still hold.
+    unused = {name for name in ("vram", "bundle", "draft") if not getattr(recipe.export, name)}
+    found: dict[str, Any] = {
+        "export": recipe.export.model_dump(mode="json", exclude=unused),
+        "name": recipe.name,
+        "teach": {"system": recipe.teach.system},
     }
+    if recipe.export.draft:
+        found["teacher"] = teacher_identity(recipe.teacher, run.base)
+    return found
 
 
 _BOOKS = [f"signals{number}{end}" for number in ("", *range(-2, -10, -1)) for end in ("", ".origin")]
 """The lesson books of all teachers, signals and signals-2 to signals-9, and whose each is."""
+
+_TEACHERS = [f"teacher-{kind}.gguf" for kind in get_args(Kind)]
 
 STAGES = (
     Stage("prompts", _prompts, keeps=("expansion.jsonl",)),
@@ -249,7 +259,7 @@ STAGES = (
         keeps=("trained.json", "aware", "checkpoints"),
     ),
     Stage("evaluate", _evaluate, reads=("filter", "distil", "align", "quantise"), keeps=("models",)),
-    Stage("export", _export, reads=("quantise", "evaluate")),
+    Stage("export", _export, reads=("quantise", "evaluate"), keeps=("teacher.json", *_TEACHERS)),
 )
 
 

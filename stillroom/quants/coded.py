@@ -155,6 +155,7 @@ def _half(values: Tensor) -> Tensor:
 FORMS = {
     "Q8_0": Form(32, -127, 127, packing.pack_q8_0, signed=True),
     "Q4_0": Form(32, -8, 7, packing.pack_q4_0),
+    "Q4_1": Form(32, 0, 15, packing.pack_q4_1),
     "Q5_0": Form(32, -16, 15, packing.pack_q5),
     "Q5_1": Form(32, 0, 31, packing.pack_q5),
     "Q2_K": Form(16, 0, 3, packing.pack_q2_k, (0, 15)),

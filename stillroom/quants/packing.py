@@ -65,6 +65,11 @@ def pack_q4_0(b: Blocks) -> Tensor:
     return _bytes(b.scale, _nibbles(b.codes, 16))
 
 
+def pack_q4_1(b: Blocks) -> Tensor:
+    assert b.minimum is not None
+    return _bytes(b.scale, b.minimum, _nibbles(b.codes, 16))
+
+
 def pack_q5(b: Blocks) -> Tensor:
     heads = [b.scale] if b.minimum is None else [b.scale, b.minimum]
     fifth = _together((b.codes >> 4).unflatten(-1, (4, 8)), -1, 1)

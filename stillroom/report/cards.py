@@ -24,12 +24,15 @@ from stillroom.report.sections import bars, number
 from stillroom.report.verdict import losses, verdict
 
 
-def model_card(run: Run, files: list[Path], *, ollama: bool = True) -> str:
+def model_card(
+    run: Run, files: list[Path], *, ollama: bool = True, draft: dict[str, Any] | None = None
+) -> str:
     """README.md for the student, to lie beside these model files.
 
     Args:
         files: the model files beside the card; the first is the one that the commands name.
         ollama: a Modelfile lies there too.
+        draft: what was measured of the student as its teacher's draft, and the teacher's file.
 
     Raises:
         DataError: results.json is not readable.
@@ -57,6 +60,7 @@ def model_card(run: Run, files: list[Path], *, ollama: bool = True) -> str:
         lessons=_counts(run, "filter").get("lessons"),
         steps=_counts(run, "distil").get("models", {}).get("student", {}).get("steps"),
         ollama=ollama,
+        draft=draft,
         loss=_loss(recipe.distil, classes=recipe.classify is not None),
         cell=_cell,
     )

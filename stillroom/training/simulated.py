@@ -112,7 +112,9 @@ class Simulated:
                     got=f"{name} holds infinities or NaN",
                     do="lower the learning rate of `aware`",
                 )
-            packed, values = code(whole, matrix.kind)  # where it trained: sums elsewhere may differ in a last bit
+            packed, values = code(
+                whole, matrix.kind
+            )  # where it trained: sums elsewhere may differ in a last bit
             blocks[name] = packed.cpu()
             matrix.weight.copy_(values)
         write_blocks(folder, blocks, {name: matrix.kind for name, matrix in self._matrices.items()})

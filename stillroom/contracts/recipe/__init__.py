@@ -8,7 +8,7 @@ from stillroom.contracts.recipe.aware import Aware, AwareFile, QuantisedFile
 from stillroom.contracts.recipe.classify import Classify, Masked, Prepare
 from stillroom.contracts.recipe.distil import Baseline, Curriculum, Distil, Loss, Match, Past, Replay, Rounds
 from stillroom.contracts.recipe.evaluate import Evaluate, Score, Task
-from stillroom.contracts.recipe.export import Export, Kind
+from stillroom.contracts.recipe.export import Draft, Export, Importance, Kind
 from stillroom.contracts.recipe.filter import Filter
 from stillroom.contracts.recipe.models import Lora, Prune, Student, Teacher
 from stillroom.contracts.recipe.prompts import EXPANDED, Expand, Form, Method, Mix, PromptSource, Splits
@@ -25,11 +25,13 @@ __all__ = [
     "Classify",
     "Curriculum",
     "Distil",
+    "Draft",
     "Evaluate",
     "Expand",
     "Export",
     "Filter",
     "Form",
+    "Importance",
     "Kind",
     "Link",
     "Lora",

@@ -12,7 +12,7 @@ from stillroom.contracts.recipe.aware import AwareFile, QuantisedFile
 from stillroom.contracts.recipe.classify import Classify
 from stillroom.contracts.recipe.distil import Baseline, Distil
 from stillroom.contracts.recipe.evaluate import Evaluate
-from stillroom.contracts.recipe.export import Export
+from stillroom.contracts.recipe.export import Export, Importance
 from stillroom.contracts.recipe.filter import Filter
 from stillroom.contracts.recipe.models import Student, Teacher
 from stillroom.contracts.recipe.prompts import Mix, PromptSource, Splits
@@ -98,6 +98,11 @@ class Recipe(Section):
         "default there) and `F32`. `{kind: Q4_K_M, aware: {}}` writes a second file beside it whose weights have learned to "
         "be rounded: see docs/quantising.md.",
     )
+    importance: Importance | None = Field(
+        None,
+        description="Quantised files are rounded with care for the weights that the student's own lessons use most (an "
+        "importance matrix): better files of 2 to 4 bits, of the same size. `{}` is enough. Empty: left out.",
+    )
     evaluate: Evaluate = Field(default_factory=Evaluate, description="How the models are measured.")
     export: Export = Field(default_factory=Export, description="What goes beside the model files.")
 
@@ -136,6 +141,11 @@ class Recipe(Section):
             )
         if self.more_teachers:
             self._mixes()
+        if self.export.draft and (self.teacher.api or self.teacher.tokens == "own"):
+            raise ValueError(
+                "a student is a draft only for a teacher whose weights are here and whose tokens it shares: "
+                "leave export.draft out"
+            )
         self._carries_over()
         if self.chain:  # each link and the last student have a teacher of their own, and are checked with it
             return self
@@ -244,6 +254,8 @@ class Recipe(Section):
             "teacher.tokens own": self.teacher.tokens == "own",
             "chain": self.chain,
             "align": self.align,
+            "export.draft or export.vram": self.export.draft or self.export.vram,
+            "importance": self.importance,
             "student.lora": student.lora,
             "student.prune of widths, or by influence (keep first or spread layers)": cut and cut.ranks,
             "distil.rounds": distil.rounds,

@@ -10,7 +10,17 @@ from typing import Any
 
 from stillroom.contracts.errors import ParityError
 from stillroom.contracts.files import read_lines, write_json
-from stillroom.gguf import check_parity, export, stored_blocks
+from stillroom.gguf import (
+    ExportedFile,
+    ImportanceMatrix,
+    Parity,
+    check_parity,
+    export,
+    gather_importance,
+    lessons_of,
+    read_importance,
+    stored_blocks,
+)
 from stillroom.stages.context import StageContext
 from stillroom.stages.quantise.aware import AwareTraining, Trained
 
@@ -18,7 +28,7 @@ _TEXTS = 16
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write quantise/student-KIND.gguf for F16 and every kind of the recipe, student-KIND-aware.gguf where one is to learn.
+    """Write quantise/student-KIND.gguf for F16 and every kind; importance.gguf and student-KIND-aware.gguf where asked for.
 
     A file that disagrees with the student is not left in place.
 
@@ -28,6 +38,7 @@ def run(context: StageContext) -> dict[str, Any]:
     """
     student = context.run.student
     texts = _texts(context)
+    importance = _importance(context)
     trained = {item.name: AwareTraining(context, item).run() for item in context.recipe.aware_files}
     names = list(dict.fromkeys(["F16", *context.recipe.files]))
     record = context.folder / "files.json"
@@ -36,23 +47,48 @@ def run(context: StageContext) -> dict[str, Any]:
         for name in names:
             out = context.folder / f"student-{name}.gguf"
             if name not in files or not out.is_file():
-                files[name] = _write(student, out, name, texts, trained.get(name))
+                made = (
+                    _learned(trained[name], out)
+                    if name in trained
+                    else export(student, out, name, importance=importance, overwrite=True)
+                )
+                files[name] = _account(made, _checked(student, out, texts))
+                if name in trained:
+                    files[name]["training"] = trained[name].counts
                 write_json(record, files)
             meter.advance(1, note=name)
     return {"files": files}
 
 
-def _write(student: Path, out: Path, name: str, texts: list[str], trained: Trained | None) -> dict[str, Any]:
-    """Write one file and measure how far it is from the student."""
-    if trained is None:
-        made = export(student, out, name, overwrite=True)
-    else:
-        made = export(trained.folder, out, trained.kind, stored=stored_blocks(trained.folder), overwrite=True)
+def _importance(context: StageContext) -> ImportanceMatrix | None:
+    """What the student's matrices are given while it reads its lessons, kept in llama.cpp's format."""
+    wanted = context.recipe.importance
+    if wanted is None:
+        return None
+    file = context.folder / "importance.gguf"
+    if not file.is_file():
+        lessons = context.run.need("filter") / "lessons.jsonl"
+        gather_importance(
+            context.run.student, lessons_of(lessons), source=lessons.name, tokens=wanted.tokens
+        ).write(file)
+    return read_importance(file)
+
+
+def _learned(trained: Trained, out: Path) -> ExportedFile:
+    """Write the file whose weights have learned to be rounded: the very blocks that were trained."""
+    return export(trained.folder, out, trained.kind, stored=stored_blocks(trained.folder), overwrite=True)
+
+
+def _checked(student: Path, out: Path, texts: list[str]) -> Parity:
+    """How far a file is from the student; one that must not be is not left in place."""
     try:
-        parity = check_parity(student, out, texts=texts)
+        return check_parity(student, out, texts=texts)
     except ParityError:
         out.unlink(missing_ok=True)
         raise
+
+
+def _account(made: ExportedFile, parity: Parity) -> dict[str, Any]:
     mix = Counter(row.kind for row in made.mix)
     return {
         "bytes": made.bytes,
@@ -62,7 +98,6 @@ def _write(student: Path, out: Path, name: str, texts: list[str], trained: Train
         "fallbacks": [f"{row.tensor}: {row.wanted} became {row.kind}" for row in made.fallbacks],
         "parity": asdict(parity),
         "notes": made.notes,
-        **({"training": trained.counts} if trained else {}),
     }
 
 
