@@ -100,7 +100,7 @@ class School:
             size = self.size
             needed = max(size.teacher_tokens, size.student_tokens) + size.validation * size.row
             text = text[: 8 * needed]  # a token is a few letters; all of the corpus but at the tiny size
-            ids = _tokenizer(text, self.size.vocab)(text)["input_ids"]
+            ids = tokenizer_of(text, self.size.vocab)(text)["input_ids"]
             whole = len(ids) // self.size.row
             blocks = np.array(ids[: whole * self.size.row], np.int32).reshape(whole, self.size.row)
             lessons = blocks[: -self.size.validation]
@@ -260,7 +260,7 @@ def _model(size: Size, hidden: int, layers: int, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def _tokenizer(text: str, vocab: int) -> PreTrainedTokenizerFast:
+def tokenizer_of(text: str, vocab: int) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())

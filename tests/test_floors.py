@@ -24,6 +24,8 @@ FLOORS = {
     **dict.fromkeys(["cli", "pipeline", "display", "__main__"], 6),
 }
 TOP = 6
+SHARED = ("context", "rows")
+"""What is no stage among the stages."""
 ALLOWED_OUTSIDE = {"contracts": {"pydantic", "yaml"}}
 
 
@@ -93,7 +95,7 @@ def faults(package: Path) -> list[str]:
             found.append(f"{where}: sideways")
         elif here == "losses" and there != "losses":
             found.append(f"{where}: losses imports nothing of ours")
-        elif here == there == "stages" and _stage(edge.target) not in ("context", _stage(edge.module)):
+        elif here == there == "stages" and _stage(edge.target) not in (*SHARED, _stage(edge.module)):
             found.append(f"{where}: stages meet through files")
     for edge in edges(package):
         allowed = ALLOWED_OUTSIDE.get(_room(edge.module))

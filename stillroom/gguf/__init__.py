@@ -13,6 +13,7 @@ from stillroom.gguf.importance import (
 from stillroom.gguf.mixes import MIXES, MixRow
 from stillroom.gguf.modelfile import Modelfile, parse_modelfile, write_modelfile
 from stillroom.gguf.parity import Parity, check_parity
+from stillroom.gguf.stored import block_formats, stored_blocks
 
 __all__ = [
     "MIXES",
@@ -22,6 +23,7 @@ __all__ = [
     "MixRow",
     "Modelfile",
     "Parity",
+    "block_formats",
     "check_parity",
     "export",
     "export_adapter",
@@ -34,5 +36,6 @@ __all__ = [
     "parse_modelfile",
     "predict_size",
     "read_importance",
+    "stored_blocks",
     "write_modelfile",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 
 from stillroom.gguf.families import family_of, head_size, write_hyperparameters
-from stillroom.gguf.files import StoredTensor, file_head, file_size, write_whole
+from stillroom.gguf.files import Stored, StoredTensor, file_head, file_size, write_whole
 from stillroom.gguf.importance import ImportanceMatrix
 from stillroom.gguf.mixes import MixRow, Network, mix_of, plan_mix
 from stillroom.gguf.rope import write_rope
@@ -79,18 +79,23 @@ def plan_file(folder: ModelFolder, kind: str, *, weighed_by: str | None = None) 
 
 
 def write_file(
-    plan: FilePlan, out: Path, *, importance: ImportanceMatrix | None = None, threads: int | None = None
+    plan: FilePlan,
+    out: Path,
+    *,
+    importance: ImportanceMatrix | None = None,
+    stored: Stored | None = None,
+    threads: int | None = None,
 ) -> None:
     """Writes a planned file to `out`, whole or not at all.
 
     Args:
         importance: the matrix whose source the plan names.
+        stored: blocks that lie ready, which are written as they are.
         threads: for the block quantisers; default one a core.
 
     Raises:
         ModelError: a weight is no number, or the matrix is of another model.
         StorageFault: the file cannot be written.
     """
-    write_whole(
-        out, plan.head, plan.tensors, weigh=importance.columns if importance else None, threads=threads
-    )
+    weigh = importance.columns if importance else None
+    write_whole(out, plan.head, plan.tensors, weigh=weigh, stored=stored, threads=threads)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stillroom.gguf.convert import plan_file, write_file
 from stillroom.gguf.families import context_length, family_of
-from stillroom.gguf.files import refuse_existing
+from stillroom.gguf.files import Stored, refuse_existing
 from stillroom.gguf.importance import ImportanceMatrix
 from stillroom.gguf.mixes import MixRow
 from stillroom.gguf.rope import original_context
@@ -43,6 +43,7 @@ def export(
     kind: str = "Q4_K_M",
     *,
     importance: ImportanceMatrix | None = None,
+    stored: Stored | None = None,
     overwrite: bool = False,
     threads: int | None = None,
 ) -> ExportedFile:
@@ -56,6 +57,8 @@ def export(
         out: file to write.
         kind: a name in `MIXES`: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K_S, Q4_0, Q3_K_M or Q2_K.
         importance: how much each column matters; default: all alike. F32, F16, BF16 and Q8_0 take no notice of it.
+        stored: blocks that lie ready and are written as they are: `stored_blocks` of a folder whose weights were trained
+            as blocks, which quantised again would be others.
         overwrite: replace a file of that name; otherwise it is refused.
         threads: for the block quantisers; default one a core.
 
@@ -67,7 +70,7 @@ def export(
     refuse_existing(out, overwrite)
     folder = ModelFolder(model_dir)
     plan = plan_file(folder, kind, weighed_by=importance.source if importance else None)
-    write_file(plan, out, importance=importance, threads=threads)
+    write_file(plan, out, importance=importance, stored=stored, threads=threads)
     return ExportedFile(
         path=out,
         kind=kind,

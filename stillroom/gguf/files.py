@@ -39,6 +39,8 @@ class StoredTensor:
 
 Weigh = Callable[[str, int], FloatArray | None]
 """The importance of a tensor's columns, by its name and their number; None: all alike."""
+Stored = Callable[[str, str], npt.NDArray[np.uint8] | None]
+"""The blocks of a tensor of the file, by its name there and its format; None where none lie ready."""
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
@@ -80,6 +82,7 @@ def write_whole(
     tensors: Sequence[StoredTensor],
     *,
     weigh: Weigh | None = None,
+    stored: Stored | None = None,
     threads: int | None = None,
 ) -> None:
     """Writes a file, whole or not at all, one tensor in memory at a time.
@@ -91,6 +94,7 @@ def write_whole(
         out: the file's real name.
         head: what `file_head` made of the same tensors.
         weigh: the importance of columns, for the block quantisers.
+        stored: blocks that lie ready, which are written as they are.
         threads: for the block quantisers; default one a core.
 
     Raises:
@@ -102,7 +106,12 @@ def write_whole(
         with part.open("wb") as file:
             file.write(head)
             for tensor in tensors:
-                _write_tensor(file, tensor, weigh, threads)
+                blocks = stored(tensor.name, tensor.kind) if stored else None
+                if blocks is None:
+                    _write_tensor(file, tensor, weigh, threads)
+                else:
+                    file.write(np.ascontiguousarray(blocks).data)
+                file.write(bytes(_padding(tensor.bytes)))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, out)
@@ -126,7 +135,6 @@ def _write_tensor(file: BinaryIO, tensor: StoredTensor, weigh: Weigh | None, thr
     for first in range(0, len(matrix), step):
         piece = matrix[first : first + step]
         file.write(quantise(piece, tensor.kind, importance=importance, threads=threads).data)
-    file.write(bytes(_padding(tensor.bytes)))
 
 
 def _padding(size: int) -> int:

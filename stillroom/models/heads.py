@@ -29,7 +29,7 @@ def head_of(model: Any) -> Head:
     layer = model.get_output_embeddings()
     base = getattr(layer, "base_layer", layer)
     lora = None
-    if hasattr(layer, "lora_A") and getattr(layer, "active_adapters", None):
+    if getattr(layer, "active_adapters", None) and hasattr(layer, "lora_A") and not layer.disable_adapters:
         name = layer.active_adapters[0]
         lora = (layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
     scale = float(getattr(model.config, "logit_scale", None) or 1.0)

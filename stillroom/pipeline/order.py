@@ -178,8 +178,9 @@ def _align(run: Run) -> dict[str, Any]:
 
 
 def _quantise(run: Run) -> dict[str, Any]:
+    files = [item if isinstance(item, str) else _plain(item) for item in run.recipe.quantise]
     weighed = {"importance": _plain(run.recipe.importance)} if run.recipe.importance else {}
-    return {"quantise": list(run.recipe.quantise)} | weighed
+    return {"quantise": files} | weighed
 
 
 def _evaluate(run: Run) -> dict[str, Any]:
@@ -250,7 +251,13 @@ STAGES = (
         reads=("filter", "distil"),
         wanted=lambda recipe: recipe.align is not None,
     ),
-    Stage("quantise", _quantise, reads=("distil", "align")),
+    # Each file that learns has a mark of its own, as the models of distil have.
+    Stage(
+        "quantise",
+        _quantise,
+        reads=("distil", "align"),
+        keeps=("trained.json", "aware", "checkpoints"),
+    ),
     Stage("evaluate", _evaluate, reads=("filter", "distil", "align", "quantise"), keeps=("models",)),
     Stage("export", _export, reads=("quantise", "evaluate"), keeps=("teacher.json", *_TEACHERS)),
 )

@@ -78,7 +78,7 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
     if rounds := recipe.distil.rounds:
         spared = "" if recipe.distil.teacher != "book" else ", each scored by the teacher"
         yield f"rounds         {rounds.count} of up to {rounds.questions} answers by the student{spared}"
-    yield f"files          {_listed(['F16', *recipe.quantise])}"
+    yield f"files          {_listed(['F16', *recipe.files])}"
     yield _machine_line()
 
 
@@ -119,7 +119,7 @@ def _classifier_lines(recipe: Recipe, questions: int) -> Iterator[str]:
     if copies:
         yield f"copies         {copies * questions:,} questions with hidden words"
     yield _steps_line(recipe, questions * (1 + copies))
-    yield f"files          {_listed(['F32', *recipe.quantise]) if recipe.quantise else 'the Hugging Face folder alone'}"
+    yield f"files          {_listed(['F32', *recipe.files]) if recipe.files else 'the Hugging Face folder alone'}"
 
 
 def _capture_lines(run: Run, asked: Asked, teacher: Shape | None, student: Shape | None) -> Iterator[str]:

@@ -186,8 +186,10 @@ def simulate(
     importance: npt.NDArray[np.float32] | None = None,
     threads: int | None = None,
 ) -> npt.NDArray[np.float32]:
-    """What `weights` [rows, columns] become after a trip through `kind`: the forward value of a quantisation-aware
-    layer. Keep the full-precision weights beside it and quantise those: quantising the result again moves values."""
+    """What `weights` [rows, columns] become after a trip through `kind`, by ggml's own quantiser.
+
+    Quantising the result again moves values. Training has `stillroom.quants.coded.simulate`, with gradients.
+    """
     blocks = quantise(weights, kind, importance=importance, threads=threads)
     return dequantise(blocks, kind, weights.shape[1], threads=threads)
 

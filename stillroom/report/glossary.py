@@ -98,6 +98,12 @@ _QUANTISED = (
         "and five bits for most numbers, Q8_0 about eight, F16 sixteen.",
     ),
 )
+_AWARE = Term(
+    "aware",
+    "Aware",
+    "A file whose weights were trained a little more as the file stores them, pulled to what the student says in full "
+    "precision, so that storing them with fewer bits costs less.",
+)
 _BASELINES = {
     "first-teacher": Term(
         "first-teacher",
@@ -128,4 +134,6 @@ def explained(results: Results, quantised: bool) -> list[Term]:
         terms.append(_INTERVAL)
     if quantised or any("student-" in model for model in results.models):
         terms += _QUANTISED
+    if any(model.endswith("-aware") for model in results.models):
+        terms.append(_AWARE)
     return sorted(terms, key=lambda term: term.name.lower())

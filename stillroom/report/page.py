@@ -152,8 +152,8 @@ def commands(run: Run, found: dict[str, Manifest]) -> dict[str, str]:
                 'print(pipeline("text-classification", model="distil/student")("..."))'
             )
         return typed
-    if "quantise" in found and run.recipe.quantise:
-        file = f"quantise/student-{run.recipe.quantise[0]}.gguf"
+    if "quantise" in found and run.recipe.handed_over:
+        file = f"quantise/student-{run.recipe.handed_over}.gguf"
         typed["llama.cpp"] = f"llama-server -m {file} -c {context} --jinja --port 8080"
     if "export" in found:
         typed["Ollama"] = f"cd export && ollama create {name} -f Modelfile && ollama run {name}"

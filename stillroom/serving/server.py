@@ -52,8 +52,7 @@ def model_file(path: Path) -> Path:
             expected="a student that writes",
             do=f"{path / 'export' / 'README.md'} says how to call it",
         )
-    kinds = [*run.recipe.quantise, "F16"]
-    file = run.need("quantise") / f"student-{kinds[0]}.gguf"
+    file = run.need("quantise") / f"student-{run.recipe.handed_over or 'F16'}.gguf"
     if not file.is_file():
         raise RunError(f"{file} does not exist", do=f"stillroom run {path}")
     return file

@@ -53,7 +53,7 @@ def run(context: StageContext) -> dict[str, Any]:
     tasks, specs = read_tasks(context), model_specs(context)
     results = [_measured(context, spec, tasks, specs[0]) for spec in specs]
     results[1:1] = _first_teacher(context, tasks)
-    quantised = [f"{STUDENT}-{kind}" for kind in recipe.quantise]
+    quantised = [f"{STUDENT}-{kind}" for kind in recipe.files]
     before = [*recipe.baselines, *([DISTILLED] if recipe.align else []), FIRST]
     pairs = [(STUDENT, name) for name in before] + [(name, STUDENT) for name in quantised]
     rows = compare_models(results, teacher=TEACHER, pairs=pairs, seed=recipe.seed)
@@ -171,7 +171,7 @@ def model_specs(context: StageContext) -> list[ModelSpec]:
     for name, folder in folders.items():  # the student last, beside its files
         own: Literal["local", "classifier"] = "classifier" if recipe.classify else "local"
         specs.append(ModelSpec(name, own, _made(folder), trust_remote_code=trust))
-    for kind in recipe.quantise:
+    for kind in recipe.files:
         name = f"{STUDENT}-{kind}"
         if recipe.classify:
             specs.append(ModelSpec(name, "onnx", _made(context.run.need("quantise") / name)))

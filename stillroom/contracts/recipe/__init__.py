@@ -4,6 +4,7 @@ Every field has a description; `docs/recipe.md` and the JSON Schema are generate
 """
 
 from stillroom.contracts.recipe.align import Align
+from stillroom.contracts.recipe.aware import Aware, AwareFile, QuantisedFile
 from stillroom.contracts.recipe.classify import Classify, Masked, Prepare
 from stillroom.contracts.recipe.distil import Baseline, Curriculum, Distil, Loss, Match, Past, Replay, Rounds
 from stillroom.contracts.recipe.evaluate import Evaluate, Score, Task
@@ -18,6 +19,8 @@ from stillroom.contracts.recipe.whole import Link, Recipe
 __all__ = [
     "EXPANDED",
     "Align",
+    "Aware",
+    "AwareFile",
     "Baseline",
     "Classify",
     "Curriculum",
@@ -41,6 +44,7 @@ __all__ = [
     "Prepare",
     "PromptSource",
     "Prune",
+    "QuantisedFile",
     "Recipe",
     "Replay",
     "Rounds",

@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from stillroom.contracts.recipe.align import Align
+from stillroom.contracts.recipe.aware import AwareFile, QuantisedFile
 from stillroom.contracts.recipe.classify import Classify
 from stillroom.contracts.recipe.distil import Baseline, Distil
 from stillroom.contracts.recipe.evaluate import Evaluate
-from stillroom.contracts.recipe.export import Export, Importance, Kind
+from stillroom.contracts.recipe.export import Export, Importance
 from stillroom.contracts.recipe.filter import Filter
 from stillroom.contracts.recipe.models import Student, Teacher
 from stillroom.contracts.recipe.prompts import Mix, PromptSource, Splits
@@ -91,10 +92,11 @@ class Recipe(Section):
         "`labels-only`: trained on the sources' own right answers. `answers-only`: trained on the teacher's text "
         "without its signals.",
     )
-    quantise: list[Kind] = Field(
+    quantise: list[QuantisedFile] = Field(
         ["Q4_K_M"],
         description="GGUF files to write; F16 is always written and checked. With `classify` ONNX files: `int8` (the "
-        "default there) and `F32`.",
+        "default there) and `F32`. `{kind: Q4_K_M, aware: {}}` writes a second file beside it whose weights have learned to "
+        "be rounded: see docs/quantising.md.",
     )
     importance: Importance | None = Field(
         None,
@@ -129,8 +131,14 @@ class Recipe(Section):
         if self.classify:
             self._chooses()
             return self
-        if "int8" in self.quantise:
+        if "int8" in self.files:
             raise ValueError("quantise: int8 is for classifiers; GGUF files of eight bits are Q8_0")
+        if self.teach.signal.kind == "none" and any(
+            item.aware.teacher == "book" for item in self.aware_files
+        ):
+            raise ValueError(
+                "quantise: aware.teacher is book but teach.signal.kind is none, so there is no book: set it to student"
+            )
         if self.more_teachers:
             self._mixes()
         if self.export.draft and (self.teacher.api or self.teacher.tokens == "own"):
@@ -174,6 +182,25 @@ class Recipe(Section):
                 "an API gives its top log-probabilities only: set teach.signal.kind to top-k or none"
             )
         return self
+
+    @property
+    def aware_files(self) -> list[AwareFile]:
+        """The items of `quantise` whose weights learn."""
+        return [item for item in self.quantise if isinstance(item, AwareFile)]
+
+    @property
+    def files(self) -> list[str]:
+        """What follows `student-` in the names of the quantised files: the plain one first, then the one that learns."""
+        names: list[str] = []
+        for item in self.quantise:
+            names += [item.kind, item.name] if isinstance(item, AwareFile) else [item]
+        return list(dict.fromkeys(names))
+
+    @property
+    def handed_over(self) -> str | None:
+        """Which of `files` is handed over: that of the first item, the one that learns if there are two."""
+        first = self.quantise[0] if self.quantise else None
+        return first.name if isinstance(first, AwareFile) else first
 
     @property
     def measured_on_held_out(self) -> bool:
@@ -244,7 +271,7 @@ class Recipe(Section):
                 one.form in ("corpus", "documents") or one.expand or one.answers == "given"
                 for one in self.prompts
             ),
-            f"quantise {', '.join(self.quantise)} (int8 or F32, which are ONNX files)": {*self.quantise}
+            f"quantise {', '.join(self.files)} (int8 or F32, which are ONNX files)": {*self.files}
             - {"int8", "F32"},
             "evaluate.tasks with another score than exact": any(
                 task.score != "exact" for task in self.evaluate.tasks

@@ -26,7 +26,7 @@ def run(context: StageContext) -> dict[str, Any]:
     student, record = context.run.student, context.folder / "files.json"
     lines = read_lines(context.run.need("filter") / "lessons.jsonl")
     texts = [question_text(line["messages"]) for line in islice(lines, _TEXTS)]
-    wanted = context.recipe.quantise
+    wanted = context.recipe.files
     kinds = list(dict.fromkeys(["F32", *wanted])) if wanted else []
     files: dict[str, Any] = read_json(record) if record.is_file() else {}
     with context.progress.meter("writing and checking", len(kinds), "files") as meter:

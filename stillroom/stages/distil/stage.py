@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,23 +13,22 @@ from typing import Any
 from transformers import AutoConfig
 
 from stillroom.contracts.conversations import with_system
-from stillroom.contracts.files import digest, read_lines
+from stillroom.contracts.files import digest
 from stillroom.contracts.memory import PartPeak
 from stillroom.contracts.recipe import Distil
-from stillroom.contracts.records import Lesson, content_key, from_line
+from stillroom.contracts.records import content_key
 from stillroom.lessons.prompts.sources import held_out_keys
 from stillroom.lessons.replay import replayed
-from stillroom.lessons.teach.asking import read_run_prompts, teacher_weights
+from stillroom.lessons.teach.asking import read_run_prompts
 from stillroom.models.local import load_causal
-from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model
-from stillroom.models.rendering import Rendered, Renderer
+from stillroom.models.rendering import Rendered
 from stillroom.planning.memory import recipe_memory
 from stillroom.planning.sums import Shape
 from stillroom.stages.context import StageContext
+from stillroom.stages.rows import LessonRows
 from stillroom.training.adapters import add_lora, merged
 from stillroom.training.batches import MemoryRows, RowSource, TrainingRow
-from stillroom.training.bookrows import BookRows
 from stillroom.training.fitting import fit, trains_in_bfloat16
 from stillroom.training.keeping import Keeping, write_model
 from stillroom.training.matching import Matching
@@ -52,26 +50,15 @@ class Apprentice:
     rows: Callable[[], RowSource]
 
 
-@dataclass(frozen=True)
-class Taught(Rendered):
-    """A lesson as tokens, and the source of its question."""
-
-    source: str
-
-
 Way = Callable[[Apprentice, Path], dict[str, Any]]
 """Trains a model, with its checkpoints in a folder, and returns its counts."""
 
 
-class DistilStage:
+class DistilStage(LessonRows):
     """What the trainings of one run share: the untrained student, its tokens, the lessons."""
 
     def __init__(self, context: StageContext) -> None:
-        self.context, self.recipe = context, context.recipe
-        self.source = student_source(self.recipe, context.run.base)
-        self.renderer = Renderer.load(self.source, trust_remote_code=self.recipe.student.trust_remote_code)
-        self.too_long: Counter[str] = Counter()
-        self.without_signal = 0
+        super().__init__(context)
         self.keeping = Keeping(context.folder)
         self.objective = _objective(self.recipe.distil)
         self.steps = 0
@@ -126,19 +113,6 @@ class DistilStage:
         dtype = "float32" if self.objective.mutual else spec.dtype
         return load_causal(reference, dtype, trust_remote_code=spec.trust_remote_code)
 
-    def lessons(self, split: str) -> Iterator[Rendered]:
-        """The lessons of a split as tokens; those over distil.max_length are left out and counted."""
-        too_long = 0
-        for line in read_lines(self.context.run.need("filter") / "lessons.jsonl"):
-            lesson = from_line(Lesson, line)
-            if lesson.split == split:
-                rendered = self.renderer.lesson(lesson.messages, lesson.complete, lesson.tools)
-                if len(rendered.ids) > self.recipe.distil.max_length:
-                    too_long += 1
-                else:
-                    yield Taught(rendered.ids, rendered.mask, lesson.source)
-        self.too_long[split] = too_long  # once read to the end, however often
-
     def labels(self) -> Iterator[Rendered]:
         """The questions that came with a right answer, with that answer."""
         for prompt in read_run_prompts(self.context.run.need("prompts")):
@@ -146,27 +120,6 @@ class DistilStage:
                 turn = {"role": "assistant", "content": prompt.reference}
                 asked = with_system(prompt.messages, self.recipe.teach.system)
                 yield self.renderer.lesson([*asked, turn], tools=prompt.tools)
-
-    def rows(self, lessons: Iterator[Rendered], *, signals: bool) -> RowSource:
-        """Rows with the signals of the run's book, or without."""
-        if not signals:
-            return MemoryRows((row.ids, row.mask) for row in lessons)
-        folder, others = self.context.run.need("teach"), self.recipe.more_teachers
-        book = BookRows.open(
-            folder / "signals",
-            lessons,
-            others=[folder / f"signals-{number}" for number in range(2, 2 + len(others))],
-            weights=self._weights if others else None,
-            tokenizer_hash=self.renderer.tokenizer_hash,
-            temperature=self.recipe.capture_temperature,
-        )
-        self.without_signal += book.missing
-        return book
-
-    def _weights(self, row: Rendered) -> list[float]:
-        """How much each teacher counts for a lesson."""
-        assert isinstance(row, Taught)
-        return teacher_weights(self.recipe, row.source)
 
     def mark(self, apprentice: Apprentice) -> str:
         """All that a trained model depends on."""

@@ -53,7 +53,7 @@ def run(context: StageContext) -> dict[str, Any]:
 def _writer(context: StageContext) -> list[Path]:
     """The first GGUF file of the recipe's list, and what starts it."""
     folder, recipe = context.folder, context.recipe
-    kind = recipe.quantise[0] if recipe.quantise else "F16"
+    kind = recipe.handed_over or "F16"
     model = bring(context, context.run.need("quantise") / f"student-{kind}.gguf")
     files = [model]
     modelfile = _modelfile(context, model)
@@ -90,8 +90,8 @@ def _bundle(context: StageContext, files: list[Path]) -> Path:
 
 def _classifier(context: StageContext) -> list[Path]:
     """The first ONNX file of the recipe's list with what it is read with; the Hugging Face student where there is none."""
-    kinds = context.recipe.quantise
-    source = context.run.need("quantise") / f"student-{kinds[0]}" if kinds else context.run.student
+    kind = context.recipe.handed_over
+    source = context.run.need("quantise") / f"student-{kind}" if kind else context.run.student
     found = sorted(
         source.iterdir(), key=lambda path: (path.suffix not in (".onnx", ".safetensors"), path.name)
     )

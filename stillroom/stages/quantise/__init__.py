@@ -11,39 +11,52 @@ from typing import Any
 from stillroom.contracts.errors import ParityError
 from stillroom.contracts.files import read_lines, write_json
 from stillroom.gguf import (
+    ExportedFile,
     ImportanceMatrix,
+    Parity,
     check_parity,
     export,
     gather_importance,
     lessons_of,
     read_importance,
+    stored_blocks,
 )
 from stillroom.stages.context import StageContext
+from stillroom.stages.quantise.aware import AwareTraining, Trained
 
 _TEXTS = 16
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write quantise/student-KIND.gguf for F16 and every kind of the recipe; and importance.gguf, where it is asked for.
+    """Write quantise/student-KIND.gguf for F16 and every kind; importance.gguf and student-KIND-aware.gguf where asked for.
 
     A file that disagrees with the student is not left in place.
 
     Raises:
+        ModelError: the student cannot be converted, or went astray while it learned.
         ParityError: an unquantised file's log-probabilities, tokens or template differ from the student's.
     """
     student = context.run.student
     texts = _texts(context)
     importance = _importance(context)
-    kinds = ["F16", *(kind for kind in context.recipe.quantise if kind != "F16")]
+    trained = {item.name: AwareTraining(context, item).run() for item in context.recipe.aware_files}
+    names = list(dict.fromkeys(["F16", *context.recipe.files]))
     record = context.folder / "files.json"
     files: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
-    with context.progress.meter("writing and checking", len(kinds), "files") as meter:
-        for kind in kinds:
-            out = context.folder / f"student-{kind}.gguf"
-            if kind not in files or not out.is_file():
-                files[kind] = _write(student, out, kind, texts, importance)
+    with context.progress.meter("writing and checking", len(names), "files") as meter:
+        for name in names:
+            out = context.folder / f"student-{name}.gguf"
+            if name not in files or not out.is_file():
+                made = (
+                    _learned(trained[name], out)
+                    if name in trained
+                    else export(student, out, name, importance=importance, overwrite=True)
+                )
+                files[name] = _account(made, _checked(student, out, texts))
+                if name in trained:
+                    files[name]["training"] = trained[name].counts
                 write_json(record, files)
-            meter.advance(1, note=kind)
+            meter.advance(1, note=name)
     return {"files": files}
 
 
@@ -61,16 +74,21 @@ def _importance(context: StageContext) -> ImportanceMatrix | None:
     return read_importance(file)
 
 
-def _write(
-    student: Path, out: Path, kind: str, texts: list[str], importance: ImportanceMatrix | None
-) -> dict[str, Any]:
-    """Write one file and measure how far it is from the student."""
-    made = export(student, out, kind, importance=importance, overwrite=True)
+def _learned(trained: Trained, out: Path) -> ExportedFile:
+    """Write the file whose weights have learned to be rounded: the very blocks that were trained."""
+    return export(trained.folder, out, trained.kind, stored=stored_blocks(trained.folder), overwrite=True)
+
+
+def _checked(student: Path, out: Path, texts: list[str]) -> Parity:
+    """How far a file is from the student; one that must not be is not left in place."""
     try:
-        parity = check_parity(student, out, texts=texts)
+        return check_parity(student, out, texts=texts)
     except ParityError:
         out.unlink(missing_ok=True)
         raise
+
+
+def _account(made: ExportedFile, parity: Parity) -> dict[str, Any]:
     mix = Counter(row.kind for row in made.mix)
     return {
         "bytes": made.bytes,
