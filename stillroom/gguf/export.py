@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from stillroom.contracts.files import digest, read_json, write_json
 from stillroom.gguf.convert import plan_file, write_file
 from stillroom.gguf.families import context_length, family_of
 from stillroom.gguf.files import Stored, refuse_existing
@@ -108,3 +109,24 @@ def _limits(folder: ModelFolder) -> list[str]:
             f"with a context above {original} tokens llama.cpp reads short text with the factors for long text too"
         )
     return notes
+
+
+def export_once(model_dir: str | Path, out: str | Path, kind: str) -> Path:
+    """The file of a folder, which is not written again where it was made of the same weights.
+
+    Args:
+        model_dir: the folder.
+        out: the file; what it was made of is kept beside it, in a hidden file.
+        kind: a name in `MIXES`.
+
+    Raises:
+        ModelError: the folder cannot be converted.
+        StorageFault: the file cannot be written.
+    """
+    out = Path(out)
+    mark, made = out.with_name(f".{out.name}.json"), {"made of": digest(Path(model_dir)), "kind": kind}
+    if not (out.is_file() and mark.is_file() and read_json(mark) == made):
+        mark.unlink(missing_ok=True)
+        export(model_dir, out, kind, overwrite=True)
+        write_json(mark, made)
+    return out
