@@ -103,10 +103,11 @@ def export(
         source = run.need(run.student.parent.name) / "student"
     target = out or Path(f"{path.resolve().name}-{kind}.gguf")
     if dry_run:
-        size = predict_size(source, kind, weighed_by=importance and importance_source(importance))
+        size = predict_size(source, kind, weighed_by=importance_source(importance) if importance else None)
         print(f"{target}  {size:,} bytes; nothing written")
         return
-    made = export(source, target, kind, importance=importance and importance_from(source, importance))
+    matrix = importance_from(source, importance) if importance else None
+    made = export(source, target, kind, importance=matrix)
     try:
         parity = check_parity(source, target)
     except StillroomError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -92,9 +93,7 @@ def write_file(
     part = out.with_name(out.name + ".part")
     try:
         with part.open("wb") as file:
-            file.write(plan.head)
-            for tensor, row in zip(plan.tensors, plan.mix, strict=True):
-                _write_tensor(file, tensor, row, importance, threads)
+            _write_behind(file, _pieces(plan, importance, threads))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, out)
@@ -109,22 +108,33 @@ def write_file(
         part.unlink(missing_ok=True)
 
 
-def _write_tensor(
-    file: BinaryIO,
-    tensor: PlannedTensor,
-    row: MixRow,
-    importance: ImportanceMatrix | None,
-    threads: int | None,
-) -> None:
-    values = tensor.read()
-    matrix = values.reshape(-1, values.shape[-1])
-    columns = matrix.shape[1]
-    weights = importance.columns(tensor.name, columns) if importance and values.ndim > 1 else None
-    step = max(1, _PIECE_BYTES // (4 * columns))
-    for first in range(0, len(matrix), step):
-        piece = matrix[first : first + step]
-        file.write(quantise(piece, row.kind, importance=weights, threads=threads))
-    file.write(bytes(_padding(row.bytes)))
+def _pieces(
+    plan: FilePlan, importance: ImportanceMatrix | None, threads: int | None
+) -> Iterator[bytes | memoryview]:
+    """The file, from its first byte to its last."""
+    yield plan.head
+    for tensor, row in zip(plan.tensors, plan.mix, strict=True):
+        values = tensor.read()
+        matrix = values.reshape(-1, values.shape[-1])
+        columns = matrix.shape[1]
+        weights = importance.columns(tensor.name, columns) if importance and values.ndim > 1 else None
+        step = max(1, _PIECE_BYTES // (4 * columns))
+        for first in range(0, len(matrix), step):
+            piece = matrix[first : first + step]
+            yield quantise(piece, row.kind, importance=weights, threads=threads).data
+        yield bytes(_padding(row.bytes))
+
+
+def _write_behind(file: BinaryIO, pieces: Iterator[bytes | memoryview]) -> None:
+    """Writes each piece while the next is made; no more than the two are held."""
+    with ThreadPoolExecutor(1) as writer:
+        written = None
+        for piece in pieces:
+            if written:
+                written.result()
+            written = writer.submit(file.write, piece)
+        if written:
+            written.result()
 
 
 def _head(
