@@ -35,7 +35,7 @@ def quantise_by_llama_cpp(
     settings.nthread, settings.ftype = threads, int(MIXES[kind].file_type)
     if importance:
         entries = (llama_cpp.llama_model_imatrix_data * (len(importance.sums) + 1))()
-        kept = {name: importance.columns(name, len(sums)) for name, sums in importance.sums.items()}
+        kept = {name: sums / np.float32(importance.counts[name]) for name, sums in importance.sums.items()}
         for entry, (name, values) in zip(entries, kept.items(), strict=False):
             entry.name, entry.size = name.encode(), len(values)
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

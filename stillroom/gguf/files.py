@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -104,14 +105,7 @@ def write_whole(
     part = out.with_name(out.name + ".part")
     try:
         with part.open("wb") as file:
-            file.write(head)
-            for tensor in tensors:
-                blocks = stored(tensor.name, tensor.kind) if stored else None
-                if blocks is None:
-                    _write_tensor(file, tensor, weigh, threads)
-                else:
-                    file.write(np.ascontiguousarray(blocks).data)
-                file.write(bytes(_padding(tensor.bytes)))
+            _write_behind(file, _pieces(head, tensors, weigh, stored, threads))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, out)
@@ -126,7 +120,26 @@ def write_whole(
         part.unlink(missing_ok=True)
 
 
-def _write_tensor(file: BinaryIO, tensor: StoredTensor, weigh: Weigh | None, threads: int | None) -> None:
+def _pieces(
+    head: bytes,
+    tensors: Sequence[StoredTensor],
+    weigh: Weigh | None,
+    stored: Stored | None,
+    threads: int | None,
+) -> Iterator[bytes | memoryview]:
+    """The file, from its first byte to its last."""
+    yield head
+    for tensor in tensors:
+        blocks = stored(tensor.name, tensor.kind) if stored else None
+        if blocks is None:
+            yield from _rounded(tensor, weigh, threads)
+        else:
+            yield np.ascontiguousarray(blocks).data
+        yield bytes(_padding(tensor.bytes))
+
+
+def _rounded(tensor: StoredTensor, weigh: Weigh | None, threads: int | None) -> Iterator[memoryview]:
+    """A tensor's blocks, so many rows at a time."""
     values = tensor.read()
     matrix = values.reshape(-1, values.shape[-1])
     columns = matrix.shape[1]
@@ -134,7 +147,19 @@ def _write_tensor(file: BinaryIO, tensor: StoredTensor, weigh: Weigh | None, thr
     step = max(1, _PIECE_BYTES // (4 * columns))
     for first in range(0, len(matrix), step):
         piece = matrix[first : first + step]
-        file.write(quantise(piece, tensor.kind, importance=importance, threads=threads).data)
+        yield quantise(piece, tensor.kind, importance=importance, threads=threads).data
+
+
+def _write_behind(file: BinaryIO, pieces: Iterator[bytes | memoryview]) -> None:
+    """Writes each piece while the next is made; no more than the two are held."""
+    with ThreadPoolExecutor(1) as writer:
+        written = None
+        for piece in pieces:
+            if written:
+                written.result()
+            written = writer.submit(file.write, piece)
+        if written:
+            written.result()
 
 
 def _padding(size: int) -> int:

@@ -73,7 +73,7 @@ class ImportanceMatrix:
         writer.add_uint32("imatrix.chunk_size", max(self.counts.values(), default=0))
         for name, sums in self.sums.items():
             writer.add_tensor(f"{name}.in_sum2", sums.reshape(1, -1))
-            writer.add_tensor(f"{name}.counts", np.array([[self.counts[name]]], np.float32))
+            writer.add_tensor(f"{name}.counts", np.array([[self.counts[name]]], dtype=np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

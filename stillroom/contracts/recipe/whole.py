@@ -101,7 +101,7 @@ class Recipe(Section):
     importance: Importance | None = Field(
         None,
         description="Quantised files are rounded with care for the weights that the student's own lessons use most (an "
-        "importance matrix): better files of 2 to 4 bits, of the same size. `{}` is enough. Empty: left out.",
+        "importance matrix): mostly better files of 2 to 4 bits, of the same size. `{}` is enough. Empty: left out.",
     )
     evaluate: Evaluate = Field(default_factory=Evaluate, description="How the models are measured.")
     export: Export = Field(default_factory=Export, description="What goes beside the model files.")
