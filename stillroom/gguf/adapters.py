@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,6 +18,9 @@ from stillroom.gguf.families import family_of
 from stillroom.gguf.files import StoredTensor, file_head, refuse_existing, write_whole
 from stillroom.gguf.source import ModelFolder
 from stillroom.gguf.tensors import FloatArray, as_stored, constant
+
+if TYPE_CHECKING:  # importing peft takes seconds, and most files are not of adapters
+    from peft import LoraConfig
 
 KINDS = ("F32", "F16")
 """Formats of an adapter file: its matrices are too narrow for blocks."""
@@ -90,6 +92,8 @@ def merge_adapter(adapter_dir: str | Path, base_dir: str | Path, out_dir: str | 
     Raises:
         ModelError: the adapter or the base cannot be read, or they do not belong together.
     """
+    from peft import PeftModel
+
     _settings(Path(adapter_dir))
     model = AutoModelForCausalLM.from_pretrained(ModelFolder(base_dir).path, dtype=torch.float32)
     try:
@@ -102,6 +106,8 @@ def merge_adapter(adapter_dir: str | Path, base_dir: str | Path, out_dir: str | 
 
 
 def _settings(adapter: Path) -> LoraConfig:
+    from peft import LoraConfig, PeftConfig
+
     if not (adapter / "adapter_config.json").is_file() or not (adapter / _WEIGHTS).is_file():
         raise ModelError(
             "this is not a LoRA adapter",
@@ -178,6 +184,8 @@ def _pairs(adapter: Path) -> dict[str, tuple[FloatArray, FloatArray]]:
 
 def _excess_scale(settings: LoraConfig, module: str) -> float:
     """What PEFT scales a pair by, over the one alpha / rank that llama.cpp knows."""
+    from peft.utils.other import get_pattern_key
+
     rank = settings.rank_pattern.get(get_pattern_key(settings.rank_pattern, module), settings.r)
     alpha = settings.alpha_pattern.get(get_pattern_key(settings.alpha_pattern, module), settings.lora_alpha)
     return alpha / settings.lora_alpha * (rank**0.5 if settings.use_rslora else 1.0)

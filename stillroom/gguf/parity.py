@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from transformers.activations import GELUTanh
 
 from stillroom.contracts.errors import ParityError
+from stillroom.gguf.families import context_length, family_of
 from stillroom.gguf.rope import original_context
 from stillroom.gguf.source import ModelFolder
 from stillroom.gguf.vocabulary import load_tokenizer, read_vocabulary
@@ -112,35 +113,33 @@ def check_parity(
     folder = ModelFolder(model_dir)
     tokenizer = load_tokenizer(folder)
     texts = TEXTS if texts is None else texts
-    # The cache is float32 even for float16 files: the file is on trial, not the cache.
-    with LlamaCpp(gguf_file, threads=threads, gpu_layers=0, kv_f32=True) as model:
-        metadata = model.metadata
-        wrong = _first_difference(folder, tokenizer, model, texts)
-    most = min(tokens, metadata.context_length)
+    most = min(tokens, context_length(family_of(folder), folder.config))
     sequences = [ids for ids in (tokenizer.encode(text)[:most] for text in texts) if ids]
     reference = AutoModelForCausalLM.from_pretrained(folder.path, dtype=torch.float32).eval()
-
-    def distance() -> _Distance:
-        found = _Distance()
-        for n_ctx, group in _by_context(sequences, original_context(folder.config)):
-            with LlamaCpp(gguf_file, threads=threads, gpu_layers=0, n_ctx=n_ctx, kv_f32=True) as model:
-                for ids, logits in zip(group, model.logits_batch(group), strict=True):
-                    found.add(
-                        _logprobs(reference, ids), torch.from_numpy(logits).double().log_softmax(-1), ids
-                    )
-        return found
-
-    as_is = distance()
-    gate = _GATES.get(metadata.file_type)
-    alike = as_is
-    if gate is not None and _rounds(reference, metadata.file_type):
-        if metadata.file_type == _F16:
-            _round_matrices(reference)
-        with _rounded_arithmetic(reference, metadata.file_type):
-            alike = distance()
-        if not alike.within(gate):
-            cost = _rounding_cost(reference, metadata.file_type, sequences)
-            gate = _Gate(max(gate.max_logprob_error, cost.worst), max(gate.mean_kl, cost.mean_kl))
+    with ExitStack() as stack:
+        # The cache is float32 even for float16 files: the file is on trial, not the cache.
+        readings = [
+            _Reading(
+                stack.enter_context(
+                    LlamaCpp(gguf_file, threads=threads, gpu_layers=0, n_ctx=n_ctx, kv_f32=True)
+                ),
+                group,
+            )
+            for n_ctx, group in _by_context(sequences, original_context(folder.config))
+        ]
+        model = readings[0].model
+        metadata, file_type = model.metadata, model.metadata.file_type
+        wrong = _first_difference(folder, tokenizer, model, texts)
+        as_is = alike = _distance(reference, readings)
+        gate = _GATES.get(file_type)
+        if gate is not None and _rounds(reference, file_type):
+            if file_type == _F16:
+                _round_matrices(reference)
+            with _rounded_arithmetic(reference, file_type):
+                alike = _distance(reference, readings)
+            if not alike.within(gate):
+                cost = _rounding_cost(reference, file_type, sequences)
+                gate = _Gate(max(gate.max_logprob_error, cost.worst), max(gate.mean_kl, cost.mean_kl))
     template = tokenizer.chat_template
     template = template.get("default") if isinstance(template, dict) else template
     parity = Parity(
@@ -196,6 +195,22 @@ def _by_context(
     for group in (short, long):
         if group:
             yield max(map(len, group)), group
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The file, opened for texts of like length."""
+
+    model: LlamaCpp
+    sequences: list[list[int]]
+
+
+def _distance(reference: Any, readings: Sequence[_Reading]) -> _Distance:
+    found = _Distance()
+    for reading in readings:
+        for ids, logits in zip(reading.sequences, reading.model.logits_batch(reading.sequences), strict=True):
+            found.add(_logprobs(reference, ids), torch.from_numpy(logits).double().log_softmax(-1), ids)
+    return found
 
 
 @dataclass
