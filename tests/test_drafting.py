@@ -192,7 +192,7 @@ def test_models_are_written_as_several_kinds_and_held_side_by_side(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     names = [f"{model}-{kind}" for model in ("teacher", "student") for kind in ("Q8_0", "Q2_K")]
     assert {path.stem for path in (tmp_path / "files").glob("*.gguf")} == {*names}
-    rows = [line.split()[0] for line in done.stdout.splitlines() if line.startswith(("teacher", "student"))]
+    rows = [line.split()[0] for line in done.stdout.splitlines() if line.startswith((" teacher", " student"))]
     assert {*rows} == {"teacher", *names}
     assert all(word in done.stdout for word in ("exact", "size", "tok/s", "memory"))
     refused = stillroom("quantise", teacher, "--compare-teacher", "Q4_0")
