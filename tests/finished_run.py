@@ -217,6 +217,8 @@ COUNTS: dict[str, dict[str, Any]] = {
                     "max_logprob_error": error,
                     "mean_kl": error**2,
                     "top1_agreement": 0.9962,
+                    "rounded_error": error,
+                    "perplexity_change": error / 10,
                     "tokens_equal": True,
                     "template_equal": True,
                 },

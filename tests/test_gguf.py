@@ -15,13 +15,19 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from tiny_llama import CHATML, save_model, train_tokenizer
-from tokenizers import Regex, pre_tokenizers
-from transformers import AutoTokenizer, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
 
 from stillroom.contracts.errors import ModelError, ParityError, StorageFault
 from stillroom.contracts.records import Request, Sampling
-from stillroom.gguf import architectures as architectures_module
 from stillroom.gguf import check_parity, export
+from stillroom.gguf import tensors as tensors_module
 from stillroom.gguf.mixes import Network, plan_mix
 from stillroom.gguf.vocabulary import PRE_TOKENIZERS
 from stillroom.models.llamacpp import LlamaCpp
@@ -103,7 +109,7 @@ def test_other_shapes_of_the_family_agree(model_class: type, settings: dict, tmp
 def test_without_the_permutation_the_gate_raises(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(architectures_module, "permute_heads", lambda weights, heads: weights)
+    monkeypatch.setattr(tensors_module, "permute_heads", lambda weights, heads: weights)
     export(folder, tmp_path / "m.gguf", "F16")
     with pytest.raises(ParityError, match="does not compute"):
         check_parity(folder, tmp_path / "m.gguf", texts=SHORT, threads=1)
@@ -141,10 +147,38 @@ def test_a_file_with_another_chat_template_is_refused(folder: Path, tmp_path: Pa
         check_parity(changed, tmp_path / "m.gguf", texts=SHORT, threads=1)
 
 
+def test_a_sharp_student_is_not_refused_for_float16s_own_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Weights so large that float16 moves the log-probabilities of a right file by more than 1e-2.
+    folder = save_model(tmp_path / "sharp", train_tokenizer(), initializer_range=0.15, num_hidden_layers=6)
+    export(folder, tmp_path / "m.gguf", "F16")
+    parity = check_parity(folder, tmp_path / "m.gguf", texts=SHORT, threads=1)
+    assert parity.rounded_error > 2e-2
+    assert parity.max_logprob_error < 0.5 * parity.rounded_error
+    assert parity.mean_kl < 1e-5
+    # The smallest of faults in it, one head of one layer that is not reordered, is refused all the same.
+    reorder, calls = tensors_module.permute_heads, []
+
+    def forgetful(weights: np.ndarray, heads: int) -> np.ndarray:
+        calls.append(heads)
+        right = reorder(weights, heads)
+        if len(calls) == 5:
+            right[:32] = weights[:32]
+        return right
+
+    monkeypatch.setattr(tensors_module, "permute_heads", forgetful)
+    export(folder, tmp_path / "wrong.gguf", "F16")
+    with pytest.raises(ParityError, match="does not compute"):
+        check_parity(folder, tmp_path / "wrong.gguf", texts=SHORT, threads=1)
+
+
 def test_a_quantised_file_gets_figures_and_no_verdict(folder: Path, tmp_path: Path) -> None:
     export(folder, tmp_path / "m.gguf", "Q4_K_M")
     parity = check_parity(folder, tmp_path / "m.gguf", texts=SHORT, threads=1)
     assert 1e-3 < parity.mean_kl < 0.5
+    assert parity.rounded_error == parity.max_logprob_error
+    assert 1e-4 < abs(parity.perplexity_change) < 0.5
     assert parity.tokens_equal
     assert parity.template_equal
 
@@ -324,13 +358,16 @@ def test_an_existing_file_is_refused_unless_overwriting_is_allowed(folder: Path,
     assert out.read_bytes()[:4] == b"GGUF"
 
 
-def test_a_failed_conversion_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
+def test_weights_that_are_no_numbers_are_refused_and_nothing_is_left(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
     broken = copy_of(folder, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"][3, 5] = float("nan")
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match="NaN"):
-        export(broken, tmp_path / "m.gguf", "Q8_0")
+        export(broken, tmp_path / "m.gguf", kind)
     assert not list(tmp_path.glob("m.gguf*"))
 
 
@@ -340,13 +377,13 @@ def test_a_killed_conversion_leaves_no_model_file_and_the_next_one_clears_up(
     out = tmp_path / "m.gguf"
     # The child stops for ever at its tenth tensor, so that it is killed in the middle of writing.
     code = f"""
-from stillroom.gguf import convert, export
-real, calls = convert.quantise, []
+from stillroom.gguf import export, files
+real, calls = files.quantise, []
 def slow(*args, **kwargs):
     calls.append(1)
     if len(calls) == 10: print("writing", flush=True); time.sleep(600)
     return real(*args, **kwargs)
-convert.quantise = slow
+files.quantise = slow
 export({str(folder)!r}, {str(out)!r}, "Q8_0")
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -383,10 +420,40 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(folder: Path, tmp
         export(other, tmp_path / "m.gguf", "F16")
 
 
-def test_a_missing_shard_is_named(folder: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_all_there_are_named(folder: Path, tmp_path: Path) -> None:
+    sharded = tmp_path / "sharded"
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(sharded, max_shard_size="1MB")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(sharded)
+    shard = sorted(sharded.glob("model-*.safetensors"))[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match=f"(?s)damaged.*{shard.name}"):
+        export(sharded, tmp_path / "m.gguf", "F16")
+    shard.unlink()
+    with pytest.raises(ModelError, match=f"(?s)not all there.*{shard.name}"):
+        export(sharded, tmp_path / "m.gguf", "F16")
+    (sharded / "model.safetensors.index.json").unlink()
+    with pytest.raises(ModelError, match=r"(?s)not all there.*model\.safetensors"):
+        export(sharded, tmp_path / "m.gguf", "F16")
+    assert not list(tmp_path.glob("m.gguf*"))
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(folder: Path, tmp_path: Path) -> None:
+    small = save_model(tmp_path / "small", AutoTokenizer.from_pretrained(folder), vocab_size=500)
+    with pytest.raises(ModelError, match="more tokens than the model has rows"):
+        export(small, tmp_path / "m.gguf", "F16")
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps({**config, "vocab_size": 640}))
+    with pytest.raises(ModelError, match="500 rows, vocab_size 640"):
+        export(small, tmp_path / "m.gguf", "F16")
+    assert not list(tmp_path.glob("m.gguf*"))
+
+
+def test_a_unigram_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     other = copy_of(folder, tmp_path / "other")
-    (other / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="not all there"):
+    unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -2.0)], unk_id=0))
+    PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>").save_pretrained(other)
+    with pytest.raises(ModelError, match=r"(?s)a Unigram tokenizer.*BPE"):
         export(other, tmp_path / "m.gguf", "F16")
 
 

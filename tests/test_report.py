@@ -264,6 +264,7 @@ def test_the_model_card_has_front_matter_results_and_limits(tmp_path: Path) -> N
     }
     for heading in ("## Run it", "## Results", "## What it loses", "## How it was made", "## Limits"):
         assert heading in card
+    assert "| Q4_K_M | 0.044 | 99.62% | +2.10% |" in card
     table = [line for line in card.splitlines() if line.startswith("| ")]
     assert len({line.count("|") for line in table[: len(QUALITY) + 2]}) == 1, "every row has as many cells"
 

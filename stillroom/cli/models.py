@@ -1,4 +1,4 @@
-"""What can be done with a model: measure it, write it as another kind of file, serve it."""
+"""What can be done with a model: measure it, serve it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from stillroom.cli.results import show_results
-from stillroom.contracts.errors import StillroomError, UserError
+from stillroom.contracts.errors import UserError
 
 verbs = typer.Typer()
 
@@ -67,52 +67,6 @@ def evaluate(
                 f"  [{row.low:.4f}, {row.high:.4f}]" if row.low is not None and row.high is not None else ""
             )
             print(f"{row.metric:<24} {row.value:,.4f}{interval}")
-
-
-@verbs.command(
-    epilog="Examples: stillroom export runs/tickets --kind Q8_0 --out tickets-Q8_0.gguf; "
-    "stillroom export model --kind Q3_K_M --importance lessons.jsonl"
-)
-def export(
-    path: Annotated[Path, typer.Argument(help="A run folder or a Hugging Face folder.")],
-    kind: Annotated[
-        str,
-        typer.Option(
-            help="F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K_S, Q4_0, Q3_K_M or Q2_K: from large to small."
-        ),
-    ] = "Q4_K_M",
-    out: Annotated[Optional[Path], typer.Option(help="The file to write.")] = None,  # noqa: UP045
-    importance: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            help="Lessons (.jsonl) that the model reads, so that the weights it uses most are rounded with most care; or an "
-            "importance matrix of llama.cpp (.gguf)."
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say how large the file would be; write nothing.")
-    ] = False,
-) -> None:
-    """Write a model as a GGUF file of another kind, checked against the Hugging Face folder."""
-    from stillroom.contracts.runfolder import Run
-    from stillroom.gguf import check_parity, export, importance_from, importance_source, predict_size
-
-    source = path
-    if Run.is_run(path):
-        run = Run.open(path)
-        source = run.need(run.student.parent.name) / "student"
-    target = out or Path(f"{path.resolve().name}-{kind}.gguf")
-    if dry_run:
-        size = predict_size(source, kind, weighed_by=importance and importance_source(importance))
-        print(f"{target}  {size:,} bytes; nothing written")
-        return
-    made = export(source, target, kind, importance=importance and importance_from(source, importance))
-    try:
-        parity = check_parity(source, target)
-    except StillroomError:
-        target.unlink(missing_ok=True)
-        raise
-    print(f"{target}  {made.bytes:,} bytes; mean KL to the source {parity.mean_kl:.2e} nats a token")
 
 
 @verbs.command(epilog="Examples: stillroom serve runs/tickets; stillroom serve model.gguf --port 8081")

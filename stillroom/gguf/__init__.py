@@ -1,5 +1,6 @@
-"""Model files: conversion to GGUF, quantisation mixes, the parity gate and Ollama's Modelfile."""
+"""Model files: conversion to GGUF, adapters, quantisation mixes, the parity gate and Ollama's Modelfile."""
 
+from stillroom.gguf.adapters import ExportedAdapter, export_adapter, is_adapter, merge_adapter
 from stillroom.gguf.export import ExportedFile, export, predict_size
 from stillroom.gguf.importance import (
     ImportanceMatrix,
@@ -16,6 +17,7 @@ from stillroom.gguf.stored import block_formats, stored_blocks
 
 __all__ = [
     "MIXES",
+    "ExportedAdapter",
     "ExportedFile",
     "ImportanceMatrix",
     "MixRow",
@@ -24,10 +26,13 @@ __all__ = [
     "block_formats",
     "check_parity",
     "export",
+    "export_adapter",
     "gather_importance",
     "importance_from",
     "importance_source",
+    "is_adapter",
     "lessons_of",
+    "merge_adapter",
     "parse_modelfile",
     "predict_size",
     "read_importance",

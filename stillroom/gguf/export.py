@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom.contracts.errors import ModelError
-from stillroom.gguf.convert import Stored, plan_file, write_file
+from stillroom.gguf.convert import plan_file, write_file
+from stillroom.gguf.families import context_length, family_of
+from stillroom.gguf.files import Blocks, refuse_existing
 from stillroom.gguf.importance import ImportanceMatrix
 from stillroom.gguf.mixes import MixRow
+from stillroom.gguf.rope import original_context
 from stillroom.gguf.source import ModelFolder
 
 
@@ -23,7 +25,7 @@ class ExportedFile:
     mix: list[MixRow]
     """The format of every tensor, as it really is."""
     notes: list[str]
-    """Known differences between llama.cpp and this model's tokenizer."""
+    """Known differences between llama.cpp and this model or its tokenizer."""
 
     @property
     def fallbacks(self) -> list[MixRow]:
@@ -41,7 +43,7 @@ def export(
     kind: str = "Q4_K_M",
     *,
     importance: ImportanceMatrix | None = None,
-    stored: Stored | None = None,
+    blocks: Blocks | None = None,
     overwrite: bool = False,
     threads: int | None = None,
 ) -> ExportedFile:
@@ -55,7 +57,7 @@ def export(
         out: file to write.
         kind: a name in `MIXES`: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K_S, Q4_0, Q3_K_M or Q2_K.
         importance: how much each column matters; default: all alike. F32, F16, BF16 and Q8_0 take no notice of it.
-        stored: blocks that lie ready and are written as they are: `stored_blocks` of a folder whose weights were trained
+        blocks: those that lie ready and are written as they are: `stored_blocks` of a folder whose weights were trained
             as blocks, which quantised again would be others.
         overwrite: replace a file of that name; otherwise it is refused.
         threads: for the block quantisers; default one a core.
@@ -65,19 +67,17 @@ def export(
         StorageFault: the file cannot be written. Nothing is left behind.
     """
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise ModelError(
-            "there is already a file of this name", got=out, do="choose another name, or allow overwriting"
-        )
-    plan = plan_file(ModelFolder(model_dir), kind, weighed_by=importance.source if importance else None)
-    write_file(plan, out, importance=importance, stored=stored, threads=threads)
+    refuse_existing(out, overwrite)
+    folder = ModelFolder(model_dir)
+    plan = plan_file(folder, kind, weighed_by=importance.source if importance else None)
+    write_file(plan, out, importance=importance, blocks=blocks, threads=threads)
     return ExportedFile(
         path=out,
         kind=kind,
         bytes=out.stat().st_size,
         parameters=plan.parameters,
         mix=plan.mix,
-        notes=plan.vocabulary.notes,
+        notes=[*plan.vocabulary.notes, *_limits(folder)],
     )
 
 
@@ -93,3 +93,18 @@ def predict_size(model_dir: str | Path, kind: str, *, weighed_by: str | None = N
         ModelError: the folder cannot be converted.
     """
     return plan_file(ModelFolder(model_dir), kind, weighed_by=weighed_by).bytes
+
+
+def _limits(folder: ModelFolder) -> list[str]:
+    """What llama.cpp does otherwise with long text."""
+    config = folder.config
+    context, notes = context_length(family_of(folder), config), []
+    if context < config.max_position_embeddings:
+        notes.append(
+            f"llama.cpp has no sliding window for this family: the file's context is the window, {context} tokens"
+        )
+    if original := original_context(config):
+        notes.append(
+            f"with a context above {original} tokens llama.cpp reads short text with the factors for long text too"
+        )
+    return notes

@@ -20,7 +20,7 @@ import torch
 from stillroom.contracts.errors import DataError, ModelError
 from stillroom.contracts.files import read_lines
 from stillroom.contracts.records import Lesson, from_line
-from stillroom.gguf.architectures import architecture_of
+from stillroom.gguf.families import family_of
 from stillroom.gguf.source import ModelFolder
 from stillroom.models.local import LocalModel
 
@@ -73,7 +73,7 @@ class ImportanceMatrix:
         writer.add_uint32("imatrix.chunk_size", max(self.counts.values(), default=0))
         for name, sums in self.sums.items():
             writer.add_tensor(f"{name}.in_sum2", sums.reshape(1, -1))
-            writer.add_tensor(f"{name}.counts", np.float32([[self.counts[name]]]))
+            writer.add_tensor(f"{name}.counts", np.array([[self.counts[name]]], np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -140,7 +140,7 @@ def gather_importance(
     """
     folder = ModelFolder(model_dir)
     model = LocalModel(model_dir)
-    names = gguf.get_tensor_name_map(architecture_of(folder).gguf_arch, folder.config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(family_of(folder).arch, folder.config.num_hidden_layers)
     matrices = {
         target: module
         for name, module in model.model.base_model.named_modules(prefix=model.model.base_model_prefix)

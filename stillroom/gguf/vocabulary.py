@@ -27,6 +27,12 @@ _WORDS_QWEN35 = (
     _CONTRACTIONS
     + r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+", rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
+_LINES_AND_PATHS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_WORDS_GPT4O = "|".join(words + _ENDING for words in _CASED) + r"|\p{N}{1,3}" + _LINES_AND_PATHS
+_WORDS_TEKKEN = "|".join(_CASED) + r"|\p{N}" + _LINES_AND_PATHS
 
 PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     # (patterns applied one after the other, whether a whole word in the vocabulary skips the merges): llama.cpp's name
@@ -36,6 +42,8 @@ PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     ((_WORDS_LLAMA3,), True): "llama-bpe",
     ((_WORDS_LLAMA3,), False): "smaug-bpe",
     ((r"\p{N}", _WORDS_GPT2), False): "smollm",
+    ((_WORDS_GPT4O,), False): "gpt-4o",
+    ((_WORDS_TEKKEN,), True): "tekken",
 }
 
 _UNREACHABLE = -1e6
@@ -62,6 +70,8 @@ class Vocabulary:
     """Whether a space is put in front of the same pieces of text by both sides; see `_space_prefix`."""
     notes: list[str] = field(default_factory=list)
     """Where llama.cpp is known to cut some text differently; nothing that a file can mend."""
+    alias: str = ""
+    """What the model's name must say for llama.cpp to treat special tokens as this tokenizer does."""
 
     def write(self, writer: gguf.GGUFWriter) -> None:
         writer.add_tokenizer_model(self.model)
@@ -121,6 +131,7 @@ def read_vocabulary(folder: ModelFolder) -> Vocabulary:
         vocabulary = _byte_level(form)
     _place_tokens(vocabulary, form, tokenizer, rows=folder.config.vocab_size)
     _place_special(vocabulary, tokenizer, folder)
+    _place_swallowing(vocabulary, form)
     vocabulary.chat_template = _chat_template(tokenizer)
     return vocabulary
 
@@ -183,10 +194,10 @@ def _space_prefix(form: dict[str, Any]) -> tuple[bool, bool]:
 
     llama.cpp, like SentencePiece, puts it before every piece of text between special tokens, whatever stands there.
     The `Prepend` normalizer does the same; `Metaspace` spares text that begins with a space and, with the scheme
-    `first`, text that follows a special token.
+    `first`, text that follows a special token. Gemma's splitter cuts at spaces, of which its normalizer leaves none.
     """
     normalizer, splitter = form.get("normalizer"), form.get("pre_tokenizer")
-    if splitter is None:
+    if splitter is None or (splitter["type"] == "Split" and splitter["pattern"] == {"String": " "}):
         steps = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]
         kinds = [step and step["type"] for step in steps]
         if kinds in (["Prepend", "Replace"], ["Replace"]):
@@ -245,6 +256,21 @@ def _place_special(vocabulary: Vocabulary, tokenizer: Any, folder: ModelFolder) 
     bare, full = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
     vocabulary.add_bos = len(full) > len(bare) and full[0] == tokenizer.bos_token_id
     vocabulary.add_eos = len(full) > len(bare) and full[-1] == tokenizer.eos_token_id
+
+
+def _place_swallowing(vocabulary: Vocabulary, form: dict[str, Any]) -> None:
+    """Special tokens that take the white space after them along: llama.cpp knows them by Phi-3's name alone."""
+    texts = {added["content"] for added in form["added_tokens"]}
+    right = {added["content"] for added in form["added_tokens"] if added["rstrip"]}
+    left = {added["content"] for added in form["added_tokens"] if added["lstrip"]}
+    if right == texts - {"<unk>", "<s>", "<|endoftext|>"} and not left:
+        vocabulary.alias = "phi-3" if right else ""
+    elif right or left:
+        vocabulary.exact_spaces = False
+        some = ", ".join(sorted(right | left)[:5])
+        vocabulary.notes.append(
+            f"llama.cpp keeps white space beside special tokens that this tokenizer drops: {some}"
+        )
 
 
 def _chat_template(tokenizer: Any) -> str | list[dict[str, str]] | None:

@@ -120,6 +120,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_meta_val_str": (_I, [_P, _S, _S, c.c_size_t]),
     "llama_init_from_model": (_P, [_P, ContextParams]),
     "llama_free": (None, [_P]),
+    "llama_adapter_lora_init": (_P, [_P, _S]),
+    "llama_set_adapters_lora": (_I, [_P, c.POINTER(_P), c.c_size_t, c.POINTER(c.c_float)]),
     "llama_get_memory": (_P, [_P]),
     "llama_memory_clear": (None, [_P, _B]),
     "llama_memory_seq_rm": (_B, [_P, _I, _I, _I]),

@@ -27,6 +27,7 @@ class Context:
         unified: whether sequences share the cells. Shared cells suit ragged packs that are read once; a share of its
             own for each suits long generation, where attention then skips the other sequences' cells.
         exact: float32 cache and plain attention, for comparisons to 1e-4.
+        adapter: pointer to a loaded llama_adapter_lora to lay over the model.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Context:
         threads: int,
         unified: bool,
         exact: bool,
+        adapter: int | None = None,
     ) -> None:
         self._library = llama()
         self.vocab_size, self.batch_size = vocab_size, batch
@@ -57,6 +59,10 @@ class Context:
                 "llama.cpp could not set up its cache",
                 got=f"{cells} tokens, {sequences} sequences",
                 do="lower n_ctx or parallel, or free memory",
+            )
+        if adapter:
+            self._library.llama_set_adapters_lora(
+                self._pointer, (ctypes.c_void_p * 1)(adapter), 1, (ctypes.c_float * 1)(1.0)
             )
         self._memory = self._library.llama_get_memory(self._pointer)
         self._tokens = np.zeros(batch, np.int32)

@@ -41,6 +41,7 @@ class LlamaCpp:
         threads: CPU threads; default every core this process may use.
         kv_f32: float32 key-value cache and plain attention, for comparisons finer than float16 allows.
         gpu_layers: layers kept on a GPU where the wheel supports one; -1 means all.
+        adapter: a GGUF LoRA adapter of this model, laid over it.
 
     Raises:
         ModelError: no such file, or llama.cpp cannot load it.
@@ -54,11 +55,13 @@ class LlamaCpp:
         threads: int | None = None,
         kv_f32: bool = False,
         gpu_layers: int = -1,
+        adapter: str | Path | None = None,
     ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise ModelError("there is no such model file", got=self.path, do="check the path")
         self._library = llama()
+        self._reader: Context | None = None
         params = self._library.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         self._model = self._library.llama_model_load_from_file(os.fsencode(self.path), params)
@@ -69,6 +72,7 @@ class LlamaCpp:
                 expected="a whole GGUF file of an architecture that it knows, and enough memory for it",
                 do="export the model again, or check the free memory",
             )
+        self._adapter = None if adapter is None else self._load_adapter(Path(adapter))
         self._words = Words(self._model)
         self.metadata: Metadata = self._words.metadata
         self.n_ctx = n_ctx or min(4096, self.metadata.context_length)
@@ -76,7 +80,6 @@ class LlamaCpp:
             os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(4)
         )
         self._kv_f32 = kv_f32
-        self._reader: Context | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -215,7 +218,21 @@ class LlamaCpp:
             threads=self.threads,
             unified=unified,
             exact=self._kv_f32,
+            adapter=self._adapter,
         )
+
+    def _load_adapter(self, path: Path) -> int:
+        """Its pointer; llama.cpp frees it with the model."""
+        pointer = self._library.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not pointer:
+            self.close()
+            raise ModelError(
+                "llama.cpp cannot lay this adapter over the model",
+                got=f"{path} over {self.path}",
+                expected="a GGUF LoRA adapter of that very model",
+                do="export the adapter again, or give the model that it was trained on",
+            )
+        return pointer
 
     def _check_length(self, tokens: int) -> None:
         if not 0 < tokens <= self.n_ctx:

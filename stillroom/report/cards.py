@@ -56,6 +56,7 @@ def model_card(
         files=[file.name for file in files],
         verdict=verdict(results) if results.shipped else [],
         table=console_table(results.rows),
+        parities=_parities(_counts(run, "quantise")),
         losses=[loss for loss in lost if loss.change < 0][:5],
         lessons=_counts(run, "filter").get("lessons"),
         steps=_counts(run, "distil").get("models", {}).get("student", {}).get("steps"),
@@ -64,6 +65,12 @@ def model_card(
         loss=_loss(recipe.distil, classes=recipe.classify is not None),
         cell=_cell,
     )
+
+
+def _parities(counts: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """How far each GGUF file is from the student."""
+    found = {kind: file.get("parity") or {} for kind, file in counts.get("files", {}).items()}
+    return {kind: parity for kind, parity in found.items() if "perplexity_change" in parity}
 
 
 def _loss(distil: Distil, *, classes: bool = False) -> str:

@@ -27,9 +27,12 @@ _PARITY = {
     "max_logprob_error": "largest error of a log-probability",
     "mean_kl": "mean KL, nats",
     "top1_agreement": "same most probable token",
+    "rounded_error": "largest error, rounding included",
+    "perplexity_change": "change of perplexity",
     "tokens_equal": "same tokens",
     "template_equal": "same chat template",
 }
+_PRINTED = {"top1_agreement": "{:.2%}", "perplexity_change": "{:+.3%}"}
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def _parity(parity: dict[str, Any]) -> Iterator[Fact]:
         if isinstance(value, bool):
             yield Fact(label, "yes" if value else "no")
         elif isinstance(value, int | float):
-            yield Fact(label, f"{100 * value:.4g}%" if key == "top1_agreement" else f"{value:.3g}")
+            yield Fact(label, _PRINTED.get(key, "{:.3g}").format(value))
 
 
 def stages(found: dict[str, Manifest]) -> list[Stage]:
