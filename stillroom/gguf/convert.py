@@ -9,7 +9,11 @@ from pathlib import Path
 import gguf
 
 from stillroom.gguf.families import family_of, head_size, write_hyperparameters
+<<<<<<< HEAD
 from stillroom.gguf.files import Blocks, StoredTensor, file_head, file_size, write_whole
+=======
+from stillroom.gguf.files import Stored, StoredTensor, file_head, file_size, write_whole
+>>>>>>> origin/main
 from stillroom.gguf.importance import ImportanceMatrix
 from stillroom.gguf.mixes import MixRow, Network, mix_of, plan_mix
 from stillroom.gguf.rope import write_rope
@@ -98,4 +102,8 @@ def write_file(
         StorageFault: the file cannot be written.
     """
     weigh = importance.columns if importance else None
+<<<<<<< HEAD
     write_whole(out, plan.head, plan.tensors, weigh=weigh, blocks=blocks, threads=threads)
+=======
+    write_whole(out, plan.head, plan.tensors, weigh=weigh, stored=stored, threads=threads)
+>>>>>>> origin/main

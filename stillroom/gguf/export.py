@@ -7,7 +7,11 @@ from pathlib import Path
 
 from stillroom.gguf.convert import plan_file, write_file
 from stillroom.gguf.families import context_length, family_of
+<<<<<<< HEAD
 from stillroom.gguf.files import Blocks, refuse_existing
+=======
+from stillroom.gguf.files import Stored, refuse_existing
+>>>>>>> origin/main
 from stillroom.gguf.importance import ImportanceMatrix
 from stillroom.gguf.mixes import MixRow
 from stillroom.gguf.rope import original_context
@@ -70,7 +74,11 @@ def export(
     refuse_existing(out, overwrite)
     folder = ModelFolder(model_dir)
     plan = plan_file(folder, kind, weighed_by=importance.source if importance else None)
+<<<<<<< HEAD
     write_file(plan, out, importance=importance, blocks=blocks, threads=threads)
+=======
+    write_file(plan, out, importance=importance, stored=stored, threads=threads)
+>>>>>>> origin/main
     return ExportedFile(
         path=out,
         kind=kind,

@@ -39,6 +39,8 @@ class StoredTensor:
 
 Weigh = Callable[[str, int], FloatArray | None]
 """The importance of a tensor's columns, by its name and their number; None: all alike."""
+Stored = Callable[[str, str], npt.NDArray[np.uint8] | None]
+"""The blocks of a tensor of the file, by its name there and its format; None where none lie ready."""
 
 Blocks = Callable[[str, str], npt.NDArray[np.uint8] | None]
 """The blocks of a tensor, by its name and format, where they lie ready; None: its values are quantised."""
@@ -83,7 +85,11 @@ def write_whole(
     tensors: Sequence[StoredTensor],
     *,
     weigh: Weigh | None = None,
+<<<<<<< HEAD
     blocks: Blocks | None = None,
+=======
+    stored: Stored | None = None,
+>>>>>>> origin/main
     threads: int | None = None,
 ) -> None:
     """Writes a file, whole or not at all, one tensor in memory at a time.
@@ -95,7 +101,11 @@ def write_whole(
         out: the file's real name.
         head: what `file_head` made of the same tensors.
         weigh: the importance of columns, for the block quantisers.
+<<<<<<< HEAD
         blocks: those that lie ready, which are written as they are.
+=======
+        stored: blocks that lie ready, which are written as they are.
+>>>>>>> origin/main
         threads: for the block quantisers; default one a core.
 
     Raises:
@@ -107,11 +117,19 @@ def write_whole(
         with part.open("wb") as file:
             file.write(head)
             for tensor in tensors:
+<<<<<<< HEAD
                 ready = blocks(tensor.name, tensor.kind) if blocks else None
                 if ready is None:
                     _write_values(file, tensor, weigh, threads)
                 else:
                     file.write(np.ascontiguousarray(ready).data)
+=======
+                blocks = stored(tensor.name, tensor.kind) if stored else None
+                if blocks is None:
+                    _write_tensor(file, tensor, weigh, threads)
+                else:
+                    file.write(np.ascontiguousarray(blocks).data)
+>>>>>>> origin/main
                 file.write(bytes(_padding(tensor.bytes)))
             file.flush()
             os.fsync(file.fileno())

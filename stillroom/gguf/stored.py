@@ -10,7 +10,11 @@ import numpy.typing as npt
 
 from stillroom.contracts.errors import ModelError
 from stillroom.gguf.convert import plan_file
+<<<<<<< HEAD
 from stillroom.gguf.files import Blocks
+=======
+from stillroom.gguf.files import Stored
+>>>>>>> origin/main
 from stillroom.gguf.source import ModelFolder
 from stillroom.gguf.tensors import plan_tensors
 from stillroom.quants.blockfile import NAME, BlockFile
