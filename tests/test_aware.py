@@ -75,11 +75,7 @@ def finished(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_file_is_written_and_what_measures_and_serves_finds_it(finished: Run) -> None:
     made = finished.path / "quantise"
     names = ["F16", "Q4_K_M", "Q4_K_M-aware", "Q8_0"]
-<<<<<<< HEAD
-    assert {path.stem for path in made.glob("*.gguf")} == {f"student-{name}" for name in names}
-=======
     assert {*made.glob("*.gguf")} == {made / f"student-{name}.gguf" for name in names}
->>>>>>> origin/main
     files = json.loads((made / "files.json").read_text())
     assert [*files] == names
     assert files["Q4_K_M-aware"]["training"]["steps"] == 8
