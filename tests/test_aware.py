@@ -23,10 +23,6 @@ from stillroom.contracts.recipe import AwareFile
 from stillroom.contracts.runfolder import Run
 from stillroom.gguf import export
 from stillroom.pipeline import run_pipeline
-from stillroom.report.page import commands
-from stillroom.serving.server import model_file
-from stillroom.stages.context import StageContext
-from stillroom.stages.evaluate import model_specs
 
 AWARE = {"steps": 8, "learning_rate": 1e-3}
 SUMS = [{"prompt": f"what costs {n} and {n}", "answer": f"{n} and {n} cost {2 * n}"} for n in range(40)]
@@ -68,11 +64,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("runs") / "tiny", build_recipe(recipe_of(), "test"), job)
     run.save_recipe()
-    run_pipeline(run, Progress(), until="quantise")
+    run_pipeline(run, Progress())
     return run
 
 
-def test_the_file_is_written_and_what_measures_and_serves_finds_it(finished: Run) -> None:
+def test_the_file_is_written_measured_and_handed_over(finished: Run) -> None:
     made = finished.path / "quantise"
     names = ["F16", "Q4_K_M", "Q4_K_M-aware", "Q8_0"]
     assert {*made.glob("*.gguf")} == {made / f"student-{name}.gguf" for name in names}
@@ -80,13 +76,11 @@ def test_the_file_is_written_and_what_measures_and_serves_finds_it(finished: Run
     assert [*files] == names
     assert files["Q4_K_M-aware"]["training"]["steps"] == 8
     assert files["Q4_K_M-aware"]["mix"] == files["Q4_K_M"]["mix"]
-    specs = model_specs(StageContext(finished, "evaluate"))
-    assert [spec.name for spec in specs][-3:] == ["student-Q4_K_M", "student-Q4_K_M-aware", "student-Q8_0"]
-    assert model_file(finished.path) == made / "student-Q4_K_M-aware.gguf"
-    assert (
-        commands(finished, {"quantise": finished.manifest("quantise")})["llama.cpp"].count("-aware.gguf") == 1
-    )
-    assert run_pipeline(finished, Progress(), until="quantise") == []
+    measured = {row["model"] for row in json.loads((finished.path / "evaluate/results.json").read_text())}
+    assert {"student-Q4_K_M", "student-Q4_K_M-aware", "student-Q8_0"} <= measured
+    assert (finished.path / "export/student-Q4_K_M-aware.gguf").is_file()
+    assert "student-Q4_K_M-aware" in (finished.path / "report.html").read_text()
+    assert run_pipeline(finished, Progress()) == []
 
 
 def test_the_file_holds_the_weights_of_the_folder_that_was_trained(finished: Run, tmp_path: Path) -> None:
@@ -119,7 +113,8 @@ def test_another_kind_of_file_does_not_train_the_first_one_again(finished: Run, 
 def test_a_killed_training_ends_in_the_same_file(finished: Run, job: Path, tmp_path: Path) -> None:
     run = tmp_path / "tiny"
     shutil.copytree(finished.path, run)
-    shutil.rmtree(run / "quantise")
+    for name in ("quantise", "evaluate", "export"):
+        shutil.rmtree(run / name)
     command = ["run", job, "--runs", tmp_path, "--until", "quantise"]
     checkpoints = run / "quantise/checkpoints/Q4_K_M-aware"
     assert kill_when(command, lambda: any(checkpoints.glob("checkpoint-*/whole")))

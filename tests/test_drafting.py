@@ -129,7 +129,11 @@ def test_a_recipe_hands_over_the_teacher_with_the_student_as_its_draft(tmp_path:
     teacher = save_tiny(tmp_path / "teacher", seed=3)
     settings = settings_of(teacher) | {
         "quantise": ["Q8_0"],
-        "evaluate": {"tasks": [{"score": "number", "name": "sums"}], "max_new_tokens": 8},
+        "evaluate": {
+            "tasks": [{"score": "number", "name": "sums"}],
+            "max_new_tokens": 8,
+            "teacher_files": ["Q4_0", "Q8_0"],
+        },
         "export": {"draft": {"kind": "F16", "questions": 2, "tokens": 3}, "context": 256},
     }
     settings["distil"].pop("rounds", None)
@@ -147,6 +151,16 @@ def test_a_recipe_hands_over_the_teacher_with_the_student_as_its_draft(tmp_path:
     assert "-md student-Q8_0.gguf --spec-type draft-simple --spec-draft-n-max 3" in command
     assert "As a draft for its teacher" in (folder / "README.md").read_text()
     assert "teacher-F16.gguf" in (folder / "checksums.txt").read_text()
+    # The teacher as smaller files is measured too, and stands beside the student.
+    measured = json.loads((tmp_path / "rounds/evaluate/results.json").read_text())
+    sizes = {row["model"]: row["value"] for row in measured if row["metric"] == "file_bytes"}
+    assert sizes["teacher-Q4_0"] < sizes["teacher-Q8_0"]
+    assert any(row["metric"] == "difference" and row["versus"] == "teacher-Q4_0" for row in measured)
+    page = (tmp_path / "rounds/report.html").read_text()
+    assert (
+        page.index("Teacher, Q8_0 file") < page.index("Teacher, Q4_0 file") < page.index("Student, Q8_0 file")
+    )
+    assert "as Q4_0" in page
     # What is converted once is not converted again.
     before = (folder / "teacher-F16.gguf").stat().st_mtime_ns
     export_stage.run(StageContext(Run.open(tmp_path / "rounds"), "export"))
@@ -166,3 +180,21 @@ def test_a_teacher_that_lies_on_a_hub_alone_says_what_to_do(tmp_path: Path) -> N
     run = finished_run(tmp_path, teacher={"model": "owner/model"}, export={"draft": {}})
     with pytest.raises(RecipeError, match=r"whose weights are here[\s\S]*owner/model"):
         export_stage.run(StageContext(run, "export"))
+
+
+def test_models_are_written_as_several_kinds_and_held_side_by_side(tmp_path: Path) -> None:
+    teacher, student = save_tiny(tmp_path / "teacher", seed=3), save_tiny(tmp_path / "student", seed=4)
+    questions = tmp_path / "eval.jsonl"
+    lines = [{"messages": [{"role": "user", "content": text}], "reference": "x"} for text in ("one", "two")]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["quantise", teacher, student, "--kind", "Q8_0", "--kind", "Q2_K", "--out", tmp_path / "files"]
+    done = stillroom(*command, "--compare", questions, "--score", "exact")
+    assert done.returncode == 0, done.stderr
+    names = [f"{model}-{kind}" for model in ("teacher", "student") for kind in ("Q8_0", "Q2_K")]
+    assert {path.stem for path in (tmp_path / "files").glob("*.gguf")} == {*names}
+    rows = [line.split()[0] for line in done.stdout.splitlines() if line.startswith(("teacher", "student"))]
+    assert {*rows} == {"teacher", *names}
+    assert all(word in done.stdout for word in ("exact", "size", "tok/s", "memory"))
+    refused = stillroom("quantise", teacher, "--compare-teacher", "Q4_0")
+    assert refused.returncode != 0
+    assert "is for a run" in refused.stderr

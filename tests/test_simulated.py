@@ -94,7 +94,7 @@ def test_the_file_holds_the_very_weights_that_were_trained(
     base = save_model(tmp_path / "base", tokenizer, **SHAPES[shape])
     folder = aware(base, tmp_path / "aware", "Q4_K_M")
     file = tmp_path / "aware.gguf"
-    made = export(folder, file, "Q4_K_M", blocks=stored_blocks(folder))
+    made = export(folder, file, "Q4_K_M", stored=stored_blocks(folder))
     assert bool(made.fallbacks) == (shape == "fallbacks")
     # An unquantised file of the same folder: the values in the order of llama.cpp, rows of Q and K included.
     export(folder, tmp_path / "whole.gguf", "F32")
@@ -114,7 +114,7 @@ def test_quantising_the_trained_weights_again_would_move_them(
 ) -> None:
     folder = aware(save_model(tmp_path / "base", tokenizer), tmp_path / "aware", "Q5_K_M")
     export(folder, tmp_path / "again.gguf", "Q5_K_M")
-    export(folder, tmp_path / "stored.gguf", "Q5_K_M", blocks=stored_blocks(folder))
+    export(folder, tmp_path / "stored.gguf", "Q5_K_M", stored=stored_blocks(folder))
     again, stored = tensors_of(tmp_path / "again.gguf"), tensors_of(tmp_path / "stored.gguf")
     assert any(not np.array_equal(again[name], stored[name]) for name in stored)
 
@@ -122,7 +122,7 @@ def test_quantising_the_trained_weights_again_would_move_them(
 def test_blocks_of_another_kind_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     folder = aware(save_model(tmp_path / "base", tokenizer), tmp_path / "aware", "Q4_K_M", steps=1)
     with pytest.raises(ModelError, match="another kind"):
-        export(folder, tmp_path / "other.gguf", "Q8_0", blocks=stored_blocks(folder))
+        export(folder, tmp_path / "other.gguf", "Q8_0", stored=stored_blocks(folder))
     with pytest.raises(ModelError, match="no blocks"):
         stored_blocks(tmp_path / "base")
 
@@ -176,7 +176,7 @@ def test_adapters_are_quantised_together_with_what_they_are_added_to(
         untrained = simulate(before[name], kind)
         adapted = any(target in name for target in lora.targets)
         assert torch.equal(after[name], untrained) != adapted, name
-    export(folder, tmp_path / "aware.gguf", "Q4_K_M", blocks=stored_blocks(folder))
+    export(folder, tmp_path / "aware.gguf", "Q4_K_M", stored=stored_blocks(folder))
     assert check_parity(folder, tmp_path / "aware.gguf", texts=["a word and another"]).mean_kl < 2e-3
 
 

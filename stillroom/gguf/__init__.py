@@ -1,7 +1,7 @@
 """Model files: conversion to GGUF, adapters, quantisation mixes, the parity gate and Ollama's Modelfile."""
 
 from stillroom.gguf.adapters import ExportedAdapter, export_adapter, is_adapter, merge_adapter
-from stillroom.gguf.export import ExportedFile, export, predict_size
+from stillroom.gguf.export import ExportedFile, export, export_once, predict_size
 from stillroom.gguf.importance import (
     ImportanceMatrix,
     gather_importance,
@@ -27,6 +27,7 @@ __all__ = [
     "check_parity",
     "export",
     "export_adapter",
+    "export_once",
     "gather_importance",
     "importance_from",
     "importance_source",

@@ -9,11 +9,7 @@ from pathlib import Path
 import gguf
 
 from stillroom.gguf.families import family_of, head_size, write_hyperparameters
-<<<<<<< HEAD
-from stillroom.gguf.files import Blocks, StoredTensor, file_head, file_size, write_whole
-=======
 from stillroom.gguf.files import Stored, StoredTensor, file_head, file_size, write_whole
->>>>>>> origin/main
 from stillroom.gguf.importance import ImportanceMatrix
 from stillroom.gguf.mixes import MixRow, Network, mix_of, plan_mix
 from stillroom.gguf.rope import write_rope
@@ -87,14 +83,14 @@ def write_file(
     out: Path,
     *,
     importance: ImportanceMatrix | None = None,
-    blocks: Blocks | None = None,
+    stored: Stored | None = None,
     threads: int | None = None,
 ) -> None:
     """Writes a planned file to `out`, whole or not at all.
 
     Args:
         importance: the matrix whose source the plan names.
-        blocks: those that lie ready, which are written as they are.
+        stored: blocks that lie ready, which are written as they are.
         threads: for the block quantisers; default one a core.
 
     Raises:
@@ -102,8 +98,4 @@ def write_file(
         StorageFault: the file cannot be written.
     """
     weigh = importance.columns if importance else None
-<<<<<<< HEAD
-    write_whole(out, plan.head, plan.tensors, weigh=weigh, blocks=blocks, threads=threads)
-=======
     write_whole(out, plan.head, plan.tensors, weigh=weigh, stored=stored, threads=threads)
->>>>>>> origin/main

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from stillroom.contracts.files import digest, read_json, write_json
 from stillroom.gguf.convert import plan_file, write_file
 from stillroom.gguf.families import context_length, family_of
-<<<<<<< HEAD
-from stillroom.gguf.files import Blocks, refuse_existing
-=======
 from stillroom.gguf.files import Stored, refuse_existing
->>>>>>> origin/main
 from stillroom.gguf.importance import ImportanceMatrix
 from stillroom.gguf.mixes import MixRow
 from stillroom.gguf.rope import original_context
@@ -47,7 +44,7 @@ def export(
     kind: str = "Q4_K_M",
     *,
     importance: ImportanceMatrix | None = None,
-    blocks: Blocks | None = None,
+    stored: Stored | None = None,
     overwrite: bool = False,
     threads: int | None = None,
 ) -> ExportedFile:
@@ -61,7 +58,7 @@ def export(
         out: file to write.
         kind: a name in `MIXES`: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_K_S, Q4_0, Q3_K_M or Q2_K.
         importance: how much each column matters; default: all alike. F32, F16, BF16 and Q8_0 take no notice of it.
-        blocks: those that lie ready and are written as they are: `stored_blocks` of a folder whose weights were trained
+        stored: blocks that lie ready and are written as they are: `stored_blocks` of a folder whose weights were trained
             as blocks, which quantised again would be others.
         overwrite: replace a file of that name; otherwise it is refused.
         threads: for the block quantisers; default one a core.
@@ -74,11 +71,7 @@ def export(
     refuse_existing(out, overwrite)
     folder = ModelFolder(model_dir)
     plan = plan_file(folder, kind, weighed_by=importance.source if importance else None)
-<<<<<<< HEAD
-    write_file(plan, out, importance=importance, blocks=blocks, threads=threads)
-=======
     write_file(plan, out, importance=importance, stored=stored, threads=threads)
->>>>>>> origin/main
     return ExportedFile(
         path=out,
         kind=kind,
@@ -116,3 +109,24 @@ def _limits(folder: ModelFolder) -> list[str]:
             f"with a context above {original} tokens llama.cpp reads short text with the factors for long text too"
         )
     return notes
+
+
+def export_once(model_dir: str | Path, out: str | Path, kind: str) -> Path:
+    """The file of a folder, which is not written again where it was made of the same weights.
+
+    Args:
+        model_dir: the folder.
+        out: the file; what it was made of is kept beside it, in a hidden file.
+        kind: a name in `MIXES`.
+
+    Raises:
+        ModelError: the folder cannot be converted.
+        StorageFault: the file cannot be written.
+    """
+    out = Path(out)
+    mark, made = out.with_name(f".{out.name}.json"), {"made of": digest(Path(model_dir)), "kind": kind}
+    if not (out.is_file() and mark.is_file() and read_json(mark) == made):
+        mark.unlink(missing_ok=True)
+        export(model_dir, out, kind, overwrite=True)
+        write_json(mark, made)
+    return out

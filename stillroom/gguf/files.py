@@ -42,9 +42,6 @@ Weigh = Callable[[str, int], FloatArray | None]
 Stored = Callable[[str, str], npt.NDArray[np.uint8] | None]
 """The blocks of a tensor of the file, by its name there and its format; None where none lie ready."""
 
-Blocks = Callable[[str, str], npt.NDArray[np.uint8] | None]
-"""The blocks of a tensor, by its name and format, where they lie ready; None: its values are quantised."""
-
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
     """ModelError where a file is already there and may not be replaced."""
@@ -85,11 +82,7 @@ def write_whole(
     tensors: Sequence[StoredTensor],
     *,
     weigh: Weigh | None = None,
-<<<<<<< HEAD
-    blocks: Blocks | None = None,
-=======
     stored: Stored | None = None,
->>>>>>> origin/main
     threads: int | None = None,
 ) -> None:
     """Writes a file, whole or not at all, one tensor in memory at a time.
@@ -101,11 +94,7 @@ def write_whole(
         out: the file's real name.
         head: what `file_head` made of the same tensors.
         weigh: the importance of columns, for the block quantisers.
-<<<<<<< HEAD
-        blocks: those that lie ready, which are written as they are.
-=======
         stored: blocks that lie ready, which are written as they are.
->>>>>>> origin/main
         threads: for the block quantisers; default one a core.
 
     Raises:
@@ -117,19 +106,11 @@ def write_whole(
         with part.open("wb") as file:
             file.write(head)
             for tensor in tensors:
-<<<<<<< HEAD
-                ready = blocks(tensor.name, tensor.kind) if blocks else None
-                if ready is None:
-                    _write_values(file, tensor, weigh, threads)
-                else:
-                    file.write(np.ascontiguousarray(ready).data)
-=======
                 blocks = stored(tensor.name, tensor.kind) if stored else None
                 if blocks is None:
                     _write_tensor(file, tensor, weigh, threads)
                 else:
                     file.write(np.ascontiguousarray(blocks).data)
->>>>>>> origin/main
                 file.write(bytes(_padding(tensor.bytes)))
             file.flush()
             os.fsync(file.fileno())
@@ -145,7 +126,7 @@ def write_whole(
         part.unlink(missing_ok=True)
 
 
-def _write_values(file: BinaryIO, tensor: StoredTensor, weigh: Weigh | None, threads: int | None) -> None:
+def _write_tensor(file: BinaryIO, tensor: StoredTensor, weigh: Weigh | None, threads: int | None) -> None:
     values = tensor.read()
     matrix = values.reshape(-1, values.shape[-1])
     columns = matrix.shape[1]

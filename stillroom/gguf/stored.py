@@ -10,11 +10,7 @@ import numpy.typing as npt
 
 from stillroom.contracts.errors import ModelError
 from stillroom.gguf.convert import plan_file
-<<<<<<< HEAD
-from stillroom.gguf.files import Blocks
-=======
 from stillroom.gguf.files import Stored
->>>>>>> origin/main
 from stillroom.gguf.source import ModelFolder
 from stillroom.gguf.tensors import plan_tensors
 from stillroom.quants.blockfile import NAME, BlockFile
@@ -76,7 +72,7 @@ def block_formats(folder: ModelFolder, kind: str) -> dict[str, str]:
     return {known[row.tensor].name: row.kind for row in plan_file(folder, kind).mix if row.tensor in known}
 
 
-def stored_blocks(model_dir: Path) -> Blocks:
+def stored_blocks(model_dir: Path) -> Stored:
     """The blocks of a folder that a training under simulated quantisation has left.
 
     Raises:

@@ -6,7 +6,7 @@ killed evaluation goes on with the next model and a changed one is measured agai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from stillroom.evaluation.running import evaluate_model
 from stillroom.evaluation.samples import samples
 from stillroom.evaluation.tasks import EvaluationTask, held_out_lessons, load_task
 from stillroom.evaluation.training_curves import training_rows
+from stillroom.gguf import export_once
 from stillroom.lessons.prompts.sources import read_questions, source_of
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model, resolve_tokenizer
@@ -56,6 +57,8 @@ def run(context: StageContext) -> dict[str, Any]:
     quantised = [f"{STUDENT}-{kind}" for kind in recipe.files]
     before = [*recipe.baselines, *([DISTILLED] if recipe.align else []), FIRST]
     pairs = [(STUDENT, name) for name in before] + [(name, STUDENT) for name in quantised]
+    shipped = f"{STUDENT}-{recipe.handed_over}" if recipe.handed_over else STUDENT
+    pairs += [(shipped, f"{TEACHER}-{kind}") for kind in recipe.evaluate.teacher_files]
     rows = compare_models(results, teacher=TEACHER, pairs=pairs, seed=recipe.seed)
     distil = context.run.need("distil")
     for name in (STUDENT, *recipe.baselines):
@@ -163,7 +166,8 @@ def model_specs(context: StageContext) -> list[ModelSpec]:
     """
     recipe, distil = context.recipe, context.run.need("distil")
     trust = recipe.student.trust_remote_code
-    specs = [_teacher(context)]
+    teacher = _teacher(context)
+    specs = [teacher, *_teacher_files(context, teacher)]
     folders: dict[str, Path] = {name: _folder(distil, name) for name in recipe.baselines}
     if recipe.align:
         folders[DISTILLED] = distil / STUDENT
@@ -181,6 +185,29 @@ def model_specs(context: StageContext) -> list[ModelSpec]:
             ModelSpec(name, "gguf", path, tokenizer=str(context.run.student), trust_remote_code=trust)
         )
     return specs
+
+
+def _teacher_files(context: StageContext, teacher: ModelSpec) -> Iterator[ModelSpec]:
+    """The teacher as files of the kinds that the recipe asks for, which are written unless they are there."""
+    for kind in context.recipe.evaluate.teacher_files:
+        source = Path(teacher.path)
+        if teacher.kind != "local" or not source.is_dir():
+            raise RecipeError(
+                "this teacher cannot be quantised here",
+                got=f"teacher.model: {context.recipe.teacher.model}",
+                expected="a Hugging Face folder",
+                do="take evaluate.teacher_files out, or give the teacher as a folder",
+            )
+        name = f"{TEACHER}-{kind}"
+        context.progress.say(f"{name}.gguf is written, unless it is there")
+        file = export_once(source, context.folder / f"{name}.gguf", kind)
+        yield ModelSpec(
+            name,
+            "gguf",
+            str(file),
+            tokenizer=teacher.path,
+            trust_remote_code=teacher.trust_remote_code,
+        )
 
 
 def _teacher(context: StageContext) -> ModelSpec:

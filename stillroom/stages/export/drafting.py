@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.contracts.errors import RecipeError
-from stillroom.contracts.files import digest, read_json, read_lines, write_json
+from stillroom.contracts.files import read_lines
 from stillroom.contracts.recipe import Draft
-from stillroom.contracts.records import Message, content_key
+from stillroom.contracts.records import Message
 from stillroom.evaluation.speculative import Speculation, speculate
-from stillroom.gguf import export
+from stillroom.gguf import export_once
 from stillroom.models.references import resolve_model
 from stillroom.stages.context import StageContext
 from stillroom.stages.export.handing import bring, script, serve_command
@@ -62,13 +62,7 @@ def _teacher_file(context: StageContext, spec: Draft) -> Path:
         )
     if found.is_file():
         return bring(context, found)
-    out = context.folder / f"teacher-{spec.kind}.gguf"
-    mark, made = context.folder / "teacher.json", content_key(digest(found), spec.kind)
-    if not (out.is_file() and mark.is_file() and read_json(mark) == {"made of": made}):
-        mark.unlink(missing_ok=True)
-        export(found, out, spec.kind, overwrite=True)
-        write_json(mark, {"made of": made})
-    return out
+    return export_once(found, context.folder / f"teacher-{spec.kind}.gguf", spec.kind)
 
 
 def _measured(context: StageContext, spec: Draft, teacher: Path, student: Path) -> Speculation:

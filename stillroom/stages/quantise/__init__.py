@@ -76,7 +76,7 @@ def _importance(context: StageContext) -> ImportanceMatrix | None:
 
 def _learned(trained: Trained, out: Path) -> ExportedFile:
     """Write the file whose weights have learned to be rounded: the very blocks that were trained."""
-    return export(trained.folder, out, trained.kind, blocks=stored_blocks(trained.folder), overwrite=True)
+    return export(trained.folder, out, trained.kind, stored=stored_blocks(trained.folder), overwrite=True)
 
 
 def _checked(student: Path, out: Path, texts: list[str]) -> Parity:
