@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Optional
 
 import typer
 
+from stillroom.cli.models import Score
 from stillroom.contracts.errors import StillroomError, UserError
 
 verbs = typer.Typer()
@@ -100,3 +102,83 @@ def _export_checked(source: Path, target: Path, kind: str, importance: Path | No
     )
     for note in made.notes:
         print(f"note: {note}")
+
+
+@verbs.command(
+    epilog="Examples: stillroom quantise teacher student --kind Q4_K_M --kind Q2_K --out files; "
+    "stillroom quantise teacher student --kind F16 --kind Q4_K_M --compare eval.jsonl --score exact; "
+    "stillroom quantise runs/tickets --compare-teacher Q4_K_M,Q2_K"
+)
+def quantise(
+    models: Annotated[
+        list[Path], typer.Argument(help="Hugging Face folders, the teacher first; or one run folder.")
+    ],
+    kind: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help=f"{KINDS} May be repeated. Empty: Q4_K_M."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder for the files, MODEL-KIND.gguf.")] = Path(),
+    compare: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Measure every file, and the first model itself, on these questions with right answers."
+        ),
+    ] = None,
+    score: Annotated[Score, typer.Option(help="How answers are held against the right ones.")] = Score.json,
+    limit: Annotated[Optional[int], typer.Option(help="Use at most this many questions.")] = None,  # noqa: UP045
+    compare_teacher: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of a run: measure its teacher as these kinds too, and write the report anew."),
+    ] = None,
+) -> None:
+    """Write models as files of several kinds and hold them side by side: a small student, or a squeezed teacher?"""
+    from stillroom.contracts.runfolder import Run
+
+    if Run.is_run(models[0]):
+        if len(models) > 1 or compare or kind or not compare_teacher:
+            raise UserError(
+                "a run has its own files and questions",
+                got=" ".join(map(str, models)),
+                expected="one run folder and --compare-teacher KIND,KIND",
+                do="leave the rest out; stillroom export writes a run's student as another kind",
+            )
+        from stillroom.cli.runs import run
+
+        run(models[0], sets=[f"evaluate.teacher_files=[{compare_teacher}]"])
+        return
+    if compare_teacher:
+        raise UserError(
+            "--compare-teacher is for a run", got=models[0], do="give a run folder, or --compare FILE"
+        )
+    from stillroom.gguf import export_once
+
+    files = []
+    out.mkdir(parents=True, exist_ok=True)
+    for model in models:
+        for name in kind or ["Q4_K_M"]:
+            file = export_once(model, out / f"{model.resolve().name}-{name}.gguf", name)
+            print(f"{file}  {file.stat().st_size:,} bytes")
+            files.append((model, file))
+    if compare is not None:
+        _compare(models[0], files, compare, score.value, limit)
+
+
+def _compare(
+    first: Path, files: list[tuple[Path, Path]], questions: Path, score: str, limit: int | None
+) -> None:
+    """Measure the first model and all files on the same questions; print the table."""
+    from rich.console import Console
+
+    from stillroom.contracts.recipe import Task
+    from stillroom.display import open_progress
+    from stillroom.evaluation import ModelSpec, evaluate
+    from stillroom.report.console import rows_table
+    from stillroom.stages.evaluate import read_file
+
+    task = read_file(Task(file=str(questions), score=score, limit=limit), questions)
+    own = first.resolve().name
+    specs = [ModelSpec(own, "local", str(first))]
+    specs += [ModelSpec(file.stem, "gguf", str(file), tokenizer=str(model)) for model, file in files]
+    found = evaluate(specs, [task], teacher=own, progress=open_progress())
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(rows_table(found.rows))

@@ -186,8 +186,11 @@ def _quantise(run: Run) -> dict[str, Any]:
 def _evaluate(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     tools = recipe.teach.parameters.get("tools")
+    unused = (
+        set() if recipe.evaluate.teacher_files else {"teacher_files"}
+    )  # runs from before there were any still hold
     return {
-        "evaluate": _plain(recipe.evaluate),
+        "evaluate": recipe.evaluate.model_dump(mode="json", exclude=unused),
         "items": _contents(run, [task.file for task in recipe.evaluate.tasks if task.file]),
         "teach": {"system": recipe.teach.system} | ({"tools": tools} if tools else {}),
         "seed": recipe.seed,
@@ -211,7 +214,10 @@ def _export(run: Run) -> dict[str, Any]:
 _BOOKS = [f"signals{number}{end}" for number in ("", *range(-2, -10, -1)) for end in ("", ".origin")]
 """The lesson books of all teachers, signals and signals-2 to signals-9, and whose each is."""
 
-_TEACHERS = [f"teacher-{kind}.gguf" for kind in get_args(Kind)]
+_TEACHERS = [
+    name.format(kind) for kind in get_args(Kind) for name in ("teacher-{}.gguf", ".teacher-{}.gguf.json")
+]
+"""Files of the teacher, and what each was made of."""
 
 STAGES = (
     Stage("prompts", _prompts, keeps=("expansion.jsonl",)),
@@ -258,8 +264,10 @@ STAGES = (
         reads=("distil", "align"),
         keeps=("trained.json", "aware", "checkpoints"),
     ),
-    Stage("evaluate", _evaluate, reads=("filter", "distil", "align", "quantise"), keeps=("models",)),
-    Stage("export", _export, reads=("quantise", "evaluate"), keeps=("teacher.json", *_TEACHERS)),
+    Stage(
+        "evaluate", _evaluate, reads=("filter", "distil", "align", "quantise"), keeps=("models", *_TEACHERS)
+    ),
+    Stage("export", _export, reads=("quantise", "evaluate"), keeps=(*_TEACHERS,)),
 )
 
 

@@ -28,11 +28,16 @@ def results_table(run: Run) -> Table | None:
     Raises:
         DataError: results.json is not readable.
     """
+    return rows_table(read_results(run.folder("evaluate")))
+
+
+def rows_table(rows: Iterable[ResultRow]) -> Table | None:
+    """Results for the terminal, or None where nothing was measured."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    found = console_table(read_results(run.folder("evaluate")))
+    found = console_table(rows)
     if not found.rows:
         return None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -47,14 +47,19 @@ class Results:
         found = list(dict.fromkeys(row.model for row in self.rows))
         return sorted(found, key=self._place)
 
-    def _place(self, model: str) -> tuple[int, float, str]:
+    def _place(self, model: str) -> tuple[float, float, str]:
         if model in _ORDER:
             return _ORDER.index(model), 0, model
+        if model.startswith("teacher-"):
+            return _ORDER.index("teacher") + 0.5, -self._bytes(model), model
         if model == "student":
             return len(_ORDER) + 1, 0, model
         if is_file(model):
-            return len(_ORDER) + 2, -(self.value(model, "size", "file_bytes") or 0), model
+            return len(_ORDER) + 2, -self._bytes(model), model
         return len(_ORDER), 0, model
+
+    def _bytes(self, model: str) -> float:
+        return self.value(model, "size", "file_bytes") or 0
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -124,7 +129,10 @@ def is_file(model: str) -> bool:
 
 def model_name(model: str) -> str:
     """What people call it: `Student, Q4_K_M file`."""
-    return f"Student, {model.removeprefix('student-')} file" if is_file(model) else _NAMES.get(model, model)
+    owner, dash, kind = model.partition("-")
+    if owner in ("student", "teacher") and dash:
+        return f"{owner.capitalize()}, {kind} file"
+    return _NAMES.get(model, model)
 
 
 def metric_name(metric: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stillroom.contracts.records import ResultRow
@@ -79,6 +80,7 @@ def verdict(results: Results) -> list[str]:
     sentences += [_runs(results, model), _lost(results, model)]
     for task in results.scored:
         sentences += [_signals(results, task), _before(results, task), _squeezed(results, model, task)]
+        sentences += _instead(results, model, task)
         sentences.append(_caution(results, model, task))
     if results.scored:
         sentences += predicted
@@ -209,6 +211,17 @@ def _squeezed(results: Results, model: str, task: str) -> str | None:
     return _compared(
         row, f"Quantising to {model.removeprefix('student-')}", "whether quantising changed the quality"
     )
+
+
+def _instead(results: Results, model: str, task: str) -> Iterator[str]:
+    """Whether a quantised teacher would do instead of the student, by sizes and right answers."""
+    for name in results.models:
+        row = results.difference(task, model, name) if name.startswith("teacher-") else None
+        own, other = (results.value(one, "size", "file_bytes") for one in (model, name))
+        if row is not None and own and other:
+            kind = name.removeprefix("teacher-")
+            sizes = f"The student’s {data_size(own)} instead of the teacher’s {data_size(other)} as {kind}"
+            yield _compared(row, sizes, f"the student’s file from the teacher as {kind} ({data_size(other)})")
 
 
 def _compared(row: ResultRow, subject: str, question: str) -> str:

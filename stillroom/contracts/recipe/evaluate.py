@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from stillroom.contracts.recipe.export import Kind
 from stillroom.contracts.recipe.prompts import Form
 from stillroom.contracts.recipe.section import Section
 
@@ -62,6 +63,11 @@ class Evaluate(Section):
     tasks: list[Task] = Field([], description="What the models are measured on.")
     max_new_tokens: int = Field(512, ge=1, description="Longest answer, in tokens.")
     batch_size: int = Field(64, ge=1, description="Questions answered at once.")
+    teacher_files: list[Kind] = Field(
+        [],
+        description="Kinds of GGUF file, such as [Q4_K_M, Q2_K], that the teacher is quantised to and measured as: whether "
+        "that would do instead of a student. The teacher must be a Hugging Face folder.",
+    )
 
     @model_validator(mode="after")
     def _own_titles(self) -> Evaluate:
