@@ -12,11 +12,11 @@ whose rows are whole blocks of 256 are trained first, and kept in --work: that i
     words     trained on under simulated quantisation, cross-entropy of the text
     aware     likewise, KL to the full precision alone: what `aware` in a recipe does
 
-all over rows of the text before the held-out end, which the full precision was trained on as well; the seed decides which. Measured on
-the corpus's end with the weights that a file of that kind holds: perplexity, how much it is over the full precision's
-(the gap), KL to the full precision in nats a token, and how often the most likely token is another one. `closed` is the
-share of plain's gap that is gone, of perplexity and of KL; ± is the standard deviation over seeds. Finished trainings stand
-in results.jsonl of --work.
+all over rows of the text before the held-out end, which the full precision was trained on as well; the seed decides which.
+Measured on the corpus's end with the weights that a file of that kind holds: perplexity, how much it is over the full
+precision's (the gap), KL to the full precision in nats a token, and how often the most likely token is another one. `closed`
+is the share of plain's gap that is gone, of perplexity and of KL; ± is the standard deviation over seeds. Finished trainings
+stand in results.jsonl of --work.
 """
 
 from __future__ import annotations
