@@ -1,8 +1,9 @@
 """What quantisation costs a language model, and how much of it a short training under simulated quantisation brings back.
 
-    python benchmarks/qad.py --work /tmp/qad            # about two hours on two cores; three seeds
+    python benchmarks/qad.py --work /tmp/qad            # half an hour on one core; three seeds
     python benchmarks/qad.py --work /tmp/qad            # again: what is done is not done again
     python benchmarks/qad.py --work /tmp/tiny --size tiny     # does it run?
+    python benchmarks/qad.py --errors                   # squared errors of the simulated formats against ggml's, seconds
 
 On the public-domain corpus `peps` (--data is the folder of public data beside the project). A tokenizer and a Llama
 whose rows are whole blocks of 256 are trained first, and kept in --work: that is the full precision. Then, for each kind:
@@ -11,11 +12,11 @@ whose rows are whole blocks of 256 are trained first, and kept in --work: that i
     words     trained on under simulated quantisation, cross-entropy of the text
     aware     likewise, KL to the full precision alone: what `aware` in a recipe does
 
-all over the same rows of the text that the full precision was trained on, in an order that the seed decides. Measured on
-the corpus's end with the weights that a file of that kind holds: perplexity, how much it is over the full precision's
-(the gap), KL to the full precision in nats a token, and how often the most likely token is another one. `closed` is the
-share of plain's gap that is gone, of perplexity and of KL; ± is the standard deviation over seeds. Finished trainings stand
-in results.jsonl of --work.
+all over rows of the text before the held-out end, which the full precision was trained on as well; the seed decides which.
+Measured on the corpus's end with the weights that a file of that kind holds: perplexity, how much it is over the full
+precision's (the gap), KL to the full precision in nats a token, and how often the most likely token is another one. `closed`
+is the share of plain's gap that is gone, of perplexity and of KL; ± is the standard deviation over seeds. Finished trainings
+stand in results.jsonl of --work.
 """
 
 from __future__ import annotations
@@ -33,27 +34,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from students import tokenizer_of
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Distil
-from stillroom.gguf.mixes import MIXES
 from stillroom.gguf.source import ModelFolder
 from stillroom.gguf.stored import block_formats
 from stillroom.quants import simulate
+from stillroom.quants.coded import FORMS, code
 from stillroom.training.batches import MemoryRows
 from stillroom.training.fitting import fit
 from stillroom.training.objective import Objective
 from stillroom.training.simulated import Simulated
 
-RULES = {
-    "Q4_0": ("Q4_0", {"embed_tokens": "Q6_K"}),
-    "Q3_K_M": ("Q3_K", {"embed_tokens": "Q6_K", "v_proj": "Q5_K", "o_proj": "Q4_K", "down_proj": "Q4_K"}),
-    "Q2_K": ("Q2_K", {"embed_tokens": "Q6_K", "v_proj": "Q3_K", "o_proj": "Q3_K", "down_proj": "Q3_K"}),
-}
-"""What the rules come to for a model of one layer with a tied head, where the package has no mix of that name."""
 KINDS = ("Q4_0", "Q4_K_M", "Q3_K_M", "Q2_K")
 WORDS, HEARD = Objective(hard=1.0, soft=0.0), Objective(hard=0.0, soft=1.0)
 
@@ -172,7 +168,7 @@ class Bench:
 
     def made(self, way: str, kind: str, seed: int) -> LlamaForCausalLM:
         """The model of one line of the table, with the weights that its file holds."""
-        formats = formats_of(self.folder / "whole", kind)
+        formats = block_formats(ModelFolder(self.folder / "whole"), kind)
         model, name = self.copy(), f"{way}-{kind}-{seed}"
         how: dict[str, Any] = {"steps": self.size.short, "rate": self.rate, "seed": seed}
         if way == "plain":
@@ -199,15 +195,6 @@ class Bench:
         return {"perplexity": math.exp(loss / tokens), "kl": kl / tokens, "flips": flips / tokens}
 
 
-def formats_of(folder: Path, kind: str) -> dict[str, str]:
-    """The block format of each matrix of the model in a file of this kind, by the mix rules of llama.cpp."""
-    if kind in MIXES:
-        return block_formats(ModelFolder(folder), kind)
-    base, others = RULES[kind]
-    names = block_formats(ModelFolder(folder), "F16")
-    return {name: next((value for part, value in others.items() if part in name), base) for name in names}
-
-
 def table(base: dict[str, float], lines: list[dict[str, Any]]) -> None:
     """Print what is known so far."""
     print(f"\nfull precision: perplexity {base['perplexity']:.4f}\n")
@@ -229,17 +216,34 @@ def table(base: dict[str, float], lines: list[dict[str, Any]]) -> None:
             )
 
 
+def errors(folder: Path) -> None:
+    """Print the mean squared error of each format, coded here and by ggml, on the matrices of a pretrained model."""
+    tensors = load_file(folder / "model.safetensors").values()
+    flat = torch.cat([tensor.float().flatten() for tensor in tensors if tensor.dim() == 2])
+    rows = flat[: len(flat) // 1024 * 1024].reshape(-1, 1024)
+    print(f"{'':6}{'ours':>12}{'ggml':>12}{'ratio':>8}")
+    for kind in FORMS:
+        ours = (code(rows, kind)[1] - rows).square().mean().item()
+        theirs = (torch.from_numpy(simulate(rows.numpy(), kind)) - rows).square().mean().item()
+        print(f"{kind:6}{ours:12.3e}{theirs:12.3e}{ours / theirs:8.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder of everything that is made")
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--work", type=Path, help="folder of everything that is made")
+    wanted.add_argument("--errors", action="store_true", help="compare the formats' errors, nothing else")
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate of the short trainings")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.errors:
+        errors(given.data / "stories260k" / "hf")
+        return
     bench = Bench(given.work, given.data, SIZES[given.size], given.rate)
     file = given.work / "results.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
