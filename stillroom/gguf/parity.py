@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import gguf
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.activations import GELUTanh
 
 from stillroom.contracts.errors import ParityError
 from stillroom.gguf.families import context_length, family_of
 from stillroom.gguf.rope import original_context
+from stillroom.gguf.rounding import F16, round_matrices, rounded_arithmetic, rounds
 from stillroom.gguf.source import ModelFolder
 from stillroom.gguf.vocabulary import load_tokenizer, read_vocabulary
 from stillroom.models.llamacpp import LlamaCpp
@@ -78,8 +78,8 @@ class _Gate:
     mean_kl: float
 
 
-_F32, _F16 = int(gguf.LlamaFileType.ALL_F32), int(gguf.LlamaFileType.MOSTLY_F16)
-_GATES = {_F32: _Gate(1e-4, 1e-7), _F16: _Gate(1e-2, 1e-5)}
+_F32 = int(gguf.LlamaFileType.ALL_F32)
+_GATES = {_F32: _Gate(1e-4, 1e-7), F16: _Gate(1e-2, 1e-5)}
 
 
 def check_parity(
@@ -132,10 +132,10 @@ def check_parity(
         wrong = _first_difference(folder, tokenizer, model, texts)
         as_is = alike = _distance(reference, readings)
         gate = _GATES.get(file_type)
-        if gate is not None and _rounds(reference, file_type):
-            if file_type == _F16:
-                _round_matrices(reference)
-            with _rounded_arithmetic(reference, file_type):
+        if gate is not None and rounds(reference, file_type):
+            if file_type == F16:
+                round_matrices(reference)
+            with rounded_arithmetic(reference, file_type):
                 alike = _distance(reference, readings)
             if not alike.within(gate):
                 cost = _rounding_cost(reference, file_type, sequences)
@@ -259,58 +259,14 @@ def _logprobs(model: Any, ids: Sequence[int]) -> torch.Tensor:
         return model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
 
 
-def _rounds(model: Any, file_type: int) -> bool:
-    """Whether llama.cpp computes in float16 anywhere when it runs an unquantised file of this model."""
-    return file_type == _F16 or any(_table_users(model))
-
-
-def _round_matrices(model: Any) -> None:
-    for weight in model.parameters():
-        if weight.ndim > 1:
-            weight.data = weight.data.half().float()
-
-
-@contextmanager
-def _rounded_arithmetic(model: Any, file_type: int) -> Iterator[None]:
-    """Inside, the model rounds what llama.cpp rounds, beside the matrices themselves."""
-    users = list(_table_users(model))
-    exact = [module.act_fn for module in users]
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs: (inputs[0].half().float(), *inputs[1:]))
-        for module in model.modules()
-        if file_type == _F16 and isinstance(module, torch.nn.Linear)
-    ]
-    for module in users:
-        module.act_fn = _TableGelu()
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, activation in zip(users, exact, strict=True):
-            module.act_fn = activation
-
-
 def _rounding_cost(model: Any, file_type: int, sequences: Sequence[Sequence[int]]) -> _Distance:
-    """How far `_rounded_arithmetic` moves the model, in which the file has no part."""
+    """How far `rounded_arithmetic` moves the model, in which the file has no part."""
     cost = _Distance()
     for ids in sequences:
         exact = _logprobs(model, ids)
-        with _rounded_arithmetic(model, file_type):
+        with rounded_arithmetic(model, file_type):
             cost.add(exact, _logprobs(model, ids), ids)
     return cost
-
-
-def _table_users(model: Any) -> Iterator[Any]:
-    return (module for module in model.modules() if isinstance(getattr(module, "act_fn", None), GELUTanh))
-
-
-class _TableGelu(torch.nn.Module):
-    """GELU as llama.cpp's CPU code has it: values of float16 arguments, in float16, between -10 and 10."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        listed = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
-        return torch.where(x >= 10, x, torch.where(x <= -10, 0.0, listed))
 
 
 def _enforce(
