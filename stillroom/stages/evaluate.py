@@ -57,8 +57,8 @@ def run(context: StageContext) -> dict[str, Any]:
     quantised = [f"{STUDENT}-{kind}" for kind in recipe.files]
     before = [*recipe.baselines, *([DISTILLED] if recipe.align else []), FIRST]
     pairs = [(STUDENT, name) for name in before] + [(name, STUDENT) for name in quantised]
-    shipped = f"{STUDENT}-{recipe.handed_over}" if recipe.handed_over else STUDENT
-    pairs += [(shipped, f"{TEACHER}-{kind}") for kind in recipe.evaluate.teacher_files]
+    squeezed = [f"{TEACHER}-{kind}" for kind in recipe.evaluate.teacher_files]
+    pairs += [(name, other) for name in quantised or [STUDENT] for other in squeezed]
     rows = compare_models(results, teacher=TEACHER, pairs=pairs, seed=recipe.seed)
     distil = context.run.need("distil")
     for name in (STUDENT, *recipe.baselines):
