@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -209,7 +210,7 @@ class Recipe(Section):
     def _writes_gguf(self) -> None:
         """Every file is of a kind that GGUF has, of a model whose weights are here, under a name of its own."""
         draft, teacher_files = self.export.draft, self.evaluate.teacher_files
-        kinds = {
+        kinds: dict[str, Sequence[str]] = {
             "quantise": self.files,
             "export.draft.kind": [draft.kind] if draft else [],
             "evaluate.teacher_files": teacher_files,
