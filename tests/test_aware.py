@@ -139,6 +139,15 @@ def test_names_of_files() -> None:
     [
         ({"quantise": [{"kind": "Q4_K_M", "aware": {"rate": 1}}]}, "quantise.0.aware.rate"),
         ({"quantise": [{"kind": "int8"}]}, "int8 is for classifiers"),
+        ({"export": {"draft": {"kind": "int8"}}}, "export.draft.kind: int8 is for classifiers"),
+        ({"evaluate": {"teacher_files": ["int8"]}}, "evaluate.teacher_files: int8 is for classifiers"),
+        ({"evaluate": {"teacher_files": ["Q8_0", "Q8_0"]}}, "names a kind twice"),
+        ({"evaluate": {"teacher_files": ["Q8_0"]}, "teacher": {"model": "t.gguf"}}, "can be quantised"),
+        (
+            {"evaluate": {"teacher_files": ["Q8_0"]}, "classify": {"labels": 2}},
+            "cannot have evaluate.teacher_files",
+        ),
+        ({"quantise": [{"kind": "Q8_0"}, {"kind": "Q8_0", "aware": AWARE}]}, "would have one name"),
         ({"quantise": [{"kind": "Q8_0", "aware": {"lora": {"rank": 2}}}]}, "set dropout to 0"),
         (
             {

@@ -14,13 +14,14 @@ from test_chain import stillroom
 from test_rounds import job, settings_of
 from tiny_llama import save_model, save_tiny, train_tokenizer
 
-from stillroom.contracts.errors import ModelError, RecipeError
+from stillroom.contracts.errors import DataError, ModelError, RecipeError, StorageFault
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Meter
 from stillroom.contracts.runfolder import Run
 from stillroom.evaluation.speculative import speculate
-from stillroom.gguf import export
+from stillroom.gguf import check_parity, export
 from stillroom.gguf.placing import layers_that_fit
+from stillroom.gguf.words import read_words
 from stillroom.stages import export as export_stage
 from stillroom.stages.context import StageContext
 
@@ -198,3 +199,35 @@ def test_models_are_written_as_several_kinds_and_held_side_by_side(tmp_path: Pat
     refused = stillroom("quantise", teacher, "--compare-teacher", "Q4_0")
     assert refused.returncode != 0
     assert "is for a run" in refused.stderr
+
+
+def test_files_of_other_models_are_not_replaced_and_wrong_options_leave_nothing(tmp_path: Path) -> None:
+    one, other = save_tiny(tmp_path / "a/model", seed=3), save_tiny(tmp_path / "b/model", seed=4)
+    out = tmp_path / "files"
+    together = stillroom("quantise", one, other, "--kind", "Q8_0", "--out", out)
+    assert (together.returncode, out.exists()) == (2, False)
+    assert "two models would write files of one name" in together.stderr
+    without = stillroom("quantise", one, "--out", out, "--compare", tmp_path / "nothing.jsonl")
+    assert (without.returncode, out.exists()) == (2, False)
+    written = stillroom("quantise", one, "--kind", "Q8_0", "--kind", "Q8_0", "--out", out)
+    assert written.stdout.count("model-Q8_0.gguf") == 1
+    file = out / "model-Q8_0.gguf"
+    before = file.read_bytes()
+    second = stillroom("quantise", other, "--kind", "Q8_0", "--out", out)
+    assert second.returncode == 2
+    assert "there is already a file of this name" in second.stderr
+    assert file.read_bytes() == before
+    inside = stillroom("quantise", one, "--out", file)
+    assert (inside.returncode, "is a file" in inside.stderr) == (2, True)
+    with pytest.raises(StorageFault, match="could not be written"):
+        export(one, file / "x.gguf", "Q8_0")
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ range(10 ** 9) }}", "{% for %}"])
+def test_a_template_that_fails_is_no_fault_of_the_file(template: str, tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model")
+    (model / "chat_template.jinja").write_text(template)
+    export(model, tmp_path / "model.gguf", "Q8_0")
+    assert check_parity(model, tmp_path / "model.gguf", texts=["a text"]).template_equal
+    with pytest.raises(DataError, match="refuses a conversation"):
+        read_words(tmp_path / "model.gguf").turns()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from stillroom.cli.models import Score
-from stillroom.contracts.errors import StillroomError, UserError
+from stillroom.contracts.errors import UserError
+
+if TYPE_CHECKING:
+    from stillroom.evaluation import EvaluationTask
 
 verbs = typer.Typer()
 
@@ -93,7 +96,7 @@ def _export_checked(source: Path, target: Path, kind: str, importance: Path | No
     )
     try:
         parity = check_parity(source, target)
-    except StillroomError:
+    except BaseException:
         target.unlink(missing_ok=True)
         raise
     print(
@@ -117,7 +120,9 @@ def quantise(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help=f"{KINDS} May be repeated. Empty: Q4_K_M."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder for the files, MODEL-KIND.gguf.")] = Path(),
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="The folder for the files, MODEL-KIND.gguf.")
+    ] = Path(),
     compare: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
@@ -125,7 +130,10 @@ def quantise(
         ),
     ] = None,
     score: Annotated[Score, typer.Option(help="How answers are held against the right ones.")] = Score.json,
-    limit: Annotated[Optional[int], typer.Option(help="Use at most this many questions.")] = None,  # noqa: UP045
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Use at most this many questions."),
+    ] = None,
     compare_teacher: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Of a run: measure its teacher as these kinds too, and write the report anew."),
@@ -150,32 +158,51 @@ def quantise(
         raise UserError(
             "--compare-teacher is for a run", got=models[0], do="give a run folder, or --compare FILE"
         )
+    task = _questions(compare, score.value, limit) if compare else None
+    files = _write_each(models, list(dict.fromkeys(kind or ["Q4_K_M"])), out)
+    if task:
+        _compare(models[0], files, task)
+
+
+def _write_each(models: list[Path], kinds: list[str], out: Path) -> list[tuple[Path, Path]]:
+    """Every model as every kind, with the model that each file is of."""
+    from stillroom.contracts.files import storage
     from stillroom.gguf import export_once
 
+    names = [model.resolve().name for model in models]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            "two models would write files of one name",
+            got=", ".join(str(model) for model in models if model.resolve().name in twice),
+            do="quantise them one after the other, each with an --out of its own, or rename a folder",
+        )
+    with storage(out):
+        out.mkdir(parents=True, exist_ok=True)
     files = []
-    out.mkdir(parents=True, exist_ok=True)
-    for model in models:
-        for name in kind or ["Q4_K_M"]:
-            file = export_once(model, out / f"{model.resolve().name}-{name}.gguf", name)
+    for model, own in zip(models, names, strict=True):
+        for kind in kinds:
+            file = export_once(model, out / f"{own}-{kind}.gguf", kind)
             print(f"{file}  {file.stat().st_size:,} bytes")
             files.append((model, file))
-    if compare is not None:
-        _compare(models[0], files, compare, score.value, limit)
+    return files
 
 
-def _compare(
-    first: Path, files: list[tuple[Path, Path]], questions: Path, score: str, limit: int | None
-) -> None:
+def _questions(path: Path, score: str, limit: int | None) -> EvaluationTask:
+    """Questions that the score can judge, read before anything is written."""
+    from stillroom.contracts.recipe import Task
+    from stillroom.stages.evaluate import read_file
+
+    return read_file(Task(file=str(path), score=score, limit=limit), path)
+
+
+def _compare(first: Path, files: list[tuple[Path, Path]], task: EvaluationTask) -> None:
     """Measure the first model and all files on the same questions; print the table."""
     from rich.console import Console
 
-    from stillroom.contracts.recipe import Task
     from stillroom.display import open_progress
     from stillroom.evaluation import ModelSpec, evaluate
     from stillroom.report.console import rows_table
-    from stillroom.stages.evaluate import read_file
 
-    task = read_file(Task(file=str(questions), score=score, limit=limit), questions)
     own = first.resolve().name
     specs = [ModelSpec(own, "local", str(first))]
     specs += [ModelSpec(file.stem, "gguf", str(file), tokenizer=str(model)) for model, file in files]

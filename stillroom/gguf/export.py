@@ -111,21 +111,23 @@ def _limits(folder: ModelFolder) -> list[str]:
     return notes
 
 
-def export_once(model_dir: str | Path, out: str | Path, kind: str) -> Path:
+def export_once(model_dir: str | Path, out: str | Path, kind: str, *, overwrite: bool = False) -> Path:
     """The file of a folder, which is not written again where it was made of the same weights.
 
     Args:
         model_dir: the folder.
         out: the file; what it was made of is kept beside it, in a hidden file.
         kind: a name in `MIXES`.
+        overwrite: replace a file that was made of something else; otherwise it is refused.
 
     Raises:
-        ModelError: the folder cannot be converted.
+        ModelError: the folder cannot be converted, or another file has the name.
         StorageFault: the file cannot be written.
     """
     out = Path(out)
     mark, made = out.with_name(f".{out.name}.json"), {"made of": digest(Path(model_dir)), "kind": kind}
     if not (out.is_file() and mark.is_file() and read_json(mark) == made):
+        refuse_existing(out, overwrite)
         mark.unlink(missing_ok=True)
         export(model_dir, out, kind, overwrite=True)
         write_json(mark, made)

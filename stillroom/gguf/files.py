@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -48,7 +49,7 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
     """ModelError where a file is already there and may not be replaced."""
     if out.exists() and not overwrite:
         raise ModelError(
-            "there is already a file of this name", got=out, do="choose another name, or allow overwriting"
+            "there is already a file of this name", got=out, do="choose another name, or remove it"
         )
 
 
@@ -117,7 +118,8 @@ def write_whole(
             do="free some space or choose another folder",
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing may be written nothing was left, and why is being told
+            part.unlink(missing_ok=True)
 
 
 def _pieces(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from stillroom.gguf.rounding import F16, round_matrices, rounded_arithmetic, rou
 from stillroom.gguf.source import ModelFolder
 from stillroom.gguf.vocabulary import load_tokenizer, read_vocabulary
 from stillroom.models.llamacpp import LlamaCpp
+from stillroom.models.templates import TEMPLATE_ERRORS
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog, then asks: why?\nBecause it can. It's 3:45 p.m., isn't it?",
@@ -179,9 +180,11 @@ def _awkward(folder: ModelFolder, tokenizer: Any, texts: Sequence[str]) -> Itera
     if exact:
         everything += [f"{token}after {token}\n{token} " for token in special]
         if tokenizer.chat_template:
-            everything.append(
-                tokenizer.apply_chat_template(_MESSAGES, tokenize=False, add_generation_prompt=True)
-            )
+            # A template that refuses a conversation is the folder's own affair: the file is to hold the same.
+            with suppress(*TEMPLATE_ERRORS):
+                everything.append(
+                    tokenizer.apply_chat_template(_MESSAGES, tokenize=False, add_generation_prompt=True)
+                )
     yield from (text for text in everything if exact or not text.startswith(" "))
 
 

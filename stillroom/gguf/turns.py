@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.records import Message
+from stillroom.models.templates import TEMPLATE_ERRORS
 
 Render = Callable[[Sequence[Message]], str]
 """A conversation as a chat template writes it, up to where the next answer begins."""
@@ -76,7 +76,7 @@ def jinja(template: str, **special: str) -> Render:
             (text,), _ = render_jinja_template(
                 [list(messages)], chat_template=template, add_generation_prompt=True, **special
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except TEMPLATE_ERRORS as error:
             raise DataError("the chat template refuses a conversation", got=str(error)) from error
         return text
 

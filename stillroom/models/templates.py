@@ -14,6 +14,9 @@ from stillroom.contracts.records import Message
 Tools: TypeAlias = Sequence[dict[str, Any]]
 """Declarations of tools, in OpenAI's form."""
 
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)
+"""What a template's own code can end in: its own refusals, and those of Python and of Jinja's sandbox where it
+adds and counts what it takes for text."""
 THINK = "<think>"
 _CLOSE_THINK = "</think>"
 
@@ -44,8 +47,7 @@ class ChatTemplate:
                 tokenize=False,
                 add_generation_prompt=prompt,
             )
-        # Besides their own refusals, templates add and count what they take for text.
-        except (TemplateError, TypeError, ValueError) as error:
+        except TEMPLATE_ERRORS as error:
             raise ModelError(
                 f"the chat template of {self._tokenizer.name_or_path} refuses a conversation",
                 got=f"{error}; roles {', '.join(message['role'] for message in messages)}",

@@ -200,7 +200,7 @@ def _teacher_files(context: StageContext, teacher: ModelSpec) -> Iterator[ModelS
             )
         name = f"{TEACHER}-{kind}"
         context.progress.say(f"{name}.gguf is written, unless it is there")
-        file = export_once(source, context.folder / f"{name}.gguf", kind)
+        file = export_once(source, context.folder / f"{name}.gguf", kind, overwrite=True)
         yield ModelSpec(
             name,
             "gguf",

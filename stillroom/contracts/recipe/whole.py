@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -131,8 +132,7 @@ class Recipe(Section):
         if self.classify:
             self._chooses()
             return self
-        if "int8" in self.files:
-            raise ValueError("quantise: int8 is for classifiers; GGUF files of eight bits are Q8_0")
+        self._writes_gguf()
         if self.teach.signal.kind == "none" and any(
             item.aware.teacher == "book" for item in self.aware_files
         ):
@@ -207,6 +207,26 @@ class Recipe(Section):
         """Whether a task asks the questions that were held out of training."""
         return any(task.file is None and task.score != "likelihood" for task in self.evaluate.tasks)
 
+    def _writes_gguf(self) -> None:
+        """Every file is of a kind that GGUF has, of a model whose weights are here, under a name of its own."""
+        draft, teacher_files = self.export.draft, self.evaluate.teacher_files
+        kinds: dict[str, Sequence[str]] = {
+            "quantise": self.files,
+            "export.draft.kind": [draft.kind] if draft else [],
+            "evaluate.teacher_files": teacher_files,
+        }
+        for key, listed in kinds.items():
+            if any(kind.startswith("int8") for kind in listed):
+                raise ValueError(f"{key}: int8 is for classifiers; GGUF files of eight bits are Q8_0")
+        if len({item.name for item in self.aware_files}) < len(self.aware_files):
+            raise ValueError("quantise: two files of one kind are to learn and would have one name: keep one")
+        if len({*teacher_files}) < len(teacher_files):
+            raise ValueError("evaluate.teacher_files names a kind twice: leave one out")
+        if teacher_files and self.foreign_teacher:
+            raise ValueError(
+                "only a Hugging Face folder can be quantised: leave evaluate.teacher_files out for an API or a .gguf file"
+            )
+
     def _carries_over(self) -> None:
         """Teachers with tokens of their own are heard through a book that the teach stage writes."""
         foreign = [one for one in (self.teacher, *self.more_teachers) if one.tokens == "own"]
@@ -256,6 +276,7 @@ class Recipe(Section):
             "align": self.align,
             "export.draft or export.vram": self.export.draft or self.export.vram,
             "importance": self.importance,
+            "evaluate.teacher_files": self.evaluate.teacher_files,
             "student.lora": student.lora,
             "student.prune of widths, or by influence (keep first or spread layers)": cut and cut.ranks,
             "distil.rounds": distil.rounds,

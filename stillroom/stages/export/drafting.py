@@ -62,7 +62,7 @@ def _teacher_file(context: StageContext, spec: Draft) -> Path:
         )
     if found.is_file():
         return bring(context, found)
-    return export_once(found, context.folder / f"teacher-{spec.kind}.gguf", spec.kind)
+    return export_once(found, context.folder / f"teacher-{spec.kind}.gguf", spec.kind, overwrite=True)
 
 
 def _measured(context: StageContext, spec: Draft, teacher: Path, student: Path) -> Speculation:
