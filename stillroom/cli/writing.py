@@ -50,6 +50,7 @@ def export(
     """Write a model as a GGUF file of another kind, checked against the Hugging Face folder; or an adapter."""
     from stillroom.contracts.runfolder import Run
     from stillroom.gguf import is_adapter, merge_adapter
+    from stillroom.gguf.files import refuse_existing
 
     name = path.resolve().name
     if not is_adapter(path) and base is not None:
@@ -65,6 +66,7 @@ def export(
         return
     kind = kind or "Q4_K_M"
     target = out or Path(f"{name}-{kind}.gguf")
+    refuse_existing(target, overwrite=dry_run)  # before lessons are read and adapters merged
     if Run.is_run(path):
         run = Run.open(path)
         path = run.need(run.student.parent.name) / "student"
