@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from stillroom.contracts.errors import ModelError
 from stillroom.gguf.families import family_of
 from stillroom.gguf.files import StoredTensor, file_head, refuse_existing, write_whole
 from stillroom.gguf.source import ModelFolder
 from stillroom.gguf.tensors import FloatArray, as_stored, constant
+from stillroom.models.local import load_causal
 
 if TYPE_CHECKING:  # importing peft takes seconds, and most files are not of adapters
     from peft import LoraConfig
@@ -95,7 +95,7 @@ def merge_adapter(adapter_dir: str | Path, base_dir: str | Path, out_dir: str | 
     from peft import PeftModel
 
     _settings(Path(adapter_dir))
-    model = AutoModelForCausalLM.from_pretrained(ModelFolder(base_dir).path, dtype=torch.float32)
+    model = load_causal(str(ModelFolder(base_dir).path), "float32")
     try:
         merged = PeftModel.from_pretrained(model, adapter_dir).merge_and_unload()
     except (RuntimeError, ValueError) as error:

@@ -16,7 +16,6 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from stillroom.contracts.errors import ParityError
 from stillroom.gguf.families import context_length, family_of
@@ -25,6 +24,7 @@ from stillroom.gguf.rounding import F16, round_matrices, rounded_arithmetic, rou
 from stillroom.gguf.source import ModelFolder
 from stillroom.gguf.vocabulary import load_tokenizer, read_vocabulary
 from stillroom.models.llamacpp import LlamaCpp
+from stillroom.models.local import load_causal
 from stillroom.models.templates import TEMPLATE_ERRORS
 
 TEXTS = (
@@ -116,7 +116,7 @@ def check_parity(
     texts = TEXTS if texts is None else texts
     most = min(tokens, context_length(family_of(folder), folder.config))
     sequences = [ids for ids in (tokenizer.encode(text)[:most] for text in texts) if ids]
-    reference = AutoModelForCausalLM.from_pretrained(folder.path, dtype=torch.float32).eval()
+    reference = load_causal(str(folder.path), "float32")
     with ExitStack() as stack:
         # The cache is float32 even for float16 files: the file is on trial, not the cache.
         readings = [
