@@ -1,7 +1,7 @@
 """What quantisation costs a language model, and how much of it a short training under simulated quantisation brings back.
 
-    python benchmarks/qad.py --work /tmp/qad            # half an hour on one core; three seeds
-    python benchmarks/qad.py --work /tmp/qad            # again: what is done is not done again
+    python benchmarks/qad.py --work runs/qad            # half an hour on one core; three seeds
+    python benchmarks/qad.py --work runs/qad            # again: what is done is not done again
     python benchmarks/qad.py --work /tmp/tiny --size tiny     # does it run?
     python benchmarks/qad.py --errors                   # squared errors of the simulated formats against ggml's, seconds
 

@@ -79,9 +79,9 @@ def speculate(
         ServiceFault: the server fails.
     """
     found: list[list[dict[str, Any]]] = []
-    for helper in (None, draft):
+    for ahead in (None, draft):
         with LlamaServer(
-            model, n_ctx=context, parallel=1, threads=threads, draft=helper, draft_tokens=draft_tokens
+            model, n_ctx=context, parallel=1, threads=threads, draft=ahead, draft_tokens=draft_tokens
         ) as server:
             replies = []
             for messages in conversations:
