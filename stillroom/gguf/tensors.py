@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 from transformers import PretrainedConfig
 
 from stillroom.contracts.errors import ModelError
 from stillroom.gguf.families import Family, family_of, head_size
+from stillroom.gguf.files import FloatArray
 from stillroom.gguf.rope import rope_tensors
 from stillroom.gguf.source import ModelFolder
 
-FloatArray = npt.NDArray[np.float32]
 _EMBEDDING = "model.embed_tokens.weight"
 
 
