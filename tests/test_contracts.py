@@ -73,6 +73,7 @@ def test_the_smallest_recipe_has_defaults_for_everything_else(tmp_path: Path) ->
         ({"student": {"model": "s", "lora": {"rnk": 8}}}, "student.lora.rnk", "rank"),
         ({"prompts": [{"file": "a"}, {"flie": "b"}]}, "prompts.1.flie", "file"),
         ({"evaluate": {"tasks": [{"scores": "json"}]}}, "evaluate.tasks.0.scores", "score"),
+        ({"quantise": ["F16", {"kind": "Q4_K_M", "awre": {}}]}, "quantise.1.awre", "aware"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_right_one(wrong: dict[str, Any], key: str, suggestion: str) -> None:

@@ -170,6 +170,7 @@ def _write_each(models: list[Path], kinds: list[str], out: Path) -> list[tuple[P
     """Every model as every kind, with the model that each file is of."""
     from stillroom.contracts.files import storage
     from stillroom.gguf import export_once
+    from stillroom.gguf.source import ModelFolder
 
     names = [model.resolve().name for model in models]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -178,6 +179,8 @@ def _write_each(models: list[Path], kinds: list[str], out: Path) -> list[tuple[P
             got=", ".join(str(model) for model in models if model.resolve().name in twice),
             do="quantise them one after the other, each with an --out of its own, or rename a folder",
         )
+    for model in models:
+        ModelFolder(model)  # whether it is one, before anything is written
     with storage(out):
         out.mkdir(parents=True, exist_ok=True)
     files = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -157,11 +157,15 @@ def _fields(location: Sequence[str | int]) -> set[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        candidates += [inner for outer in candidates for inner in get_args(outer)]
-        found = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
-        if not found:
+        model = next(_sections(model.model_fields[part].annotation), None)
+        if model is None:
             return set()
-        model = found[0]
     return set(model.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field's type allows, however deep in lists and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)
