@@ -13,6 +13,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tiny_llama import CHATML, save_model, train_tokenizer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -160,7 +161,7 @@ def test_a_sharp_student_is_not_refused_for_float16s_own_rounding(
     # The smallest of faults in it, one head of one layer that is not reordered, is refused all the same.
     reorder, calls = tensors_module.permute_heads, []
 
-    def forgetful(weights: np.ndarray, heads: int) -> np.ndarray:
+    def forgetful(weights: torch.Tensor, heads: int) -> torch.Tensor:
         calls.append(heads)
         right = reorder(weights, heads)
         if len(calls) == 5:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gguf
-import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
@@ -16,7 +16,7 @@ from stillroom.contracts.errors import ModelError
 from stillroom.gguf.families import family_of
 from stillroom.gguf.files import StoredTensor, file_head, refuse_existing, write_whole
 from stillroom.gguf.source import ModelFolder
-from stillroom.gguf.tensors import FloatArray, as_stored, constant
+from stillroom.gguf.tensors import as_stored, constant
 from stillroom.models.local import load_causal
 
 if TYPE_CHECKING:  # importing peft takes seconds, and most files are not of adapters
@@ -150,15 +150,15 @@ def _plan(adapter: Path, settings: LoraConfig, base: ModelFolder, kind: str) -> 
             raise _of_another_base(
                 f"{module}: {b.shape[0]} x {a.shape[1]}, base {shape or 'without it'}", base.path
             )
-        stretched = as_stored(b * np.float32(_excess_scale(settings, module)), module, family, base.config)
+        stretched = as_stored(b * _excess_scale(settings, module), module, family, base.config)
         planned.append(StoredTensor(f"{target}.weight.lora_a", a.shape, kind, constant(a)))
         planned.append(StoredTensor(f"{target}.weight.lora_b", b.shape, kind, constant(stretched)))
     return planned
 
 
-def _pairs(adapter: Path) -> dict[str, tuple[FloatArray, FloatArray]]:
+def _pairs(adapter: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """A and B by the module that they change, as transformers names it."""
-    found: dict[str, dict[str, FloatArray]] = {}
+    found: dict[str, dict[str, torch.Tensor]] = {}
     try:
         with safe_open(adapter / _WEIGHTS, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - a safetensors file is not a mapping
@@ -172,7 +172,7 @@ def _pairs(adapter: Path) -> dict[str, tuple[FloatArray, FloatArray]]:
                         expected="lora_A and lora_B of linear modules",
                         do="merge it: --base FOLDER",
                     )
-                found.setdefault(match[1], {})[match[2]] = weights.get_tensor(name).float().numpy()
+                found.setdefault(match[1], {})[match[2]] = weights.get_tensor(name).float()
     except SafetensorError as error:
         raise ModelError(
             "a file of weights is damaged",

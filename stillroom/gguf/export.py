@@ -51,7 +51,7 @@ def export(
     """Converts a Hugging Face folder to a GGUF file that llama.cpp and Ollama load.
 
     Quantised kinds are made from the folder's own weights in float32, not from a float16 file in between. Where the
-    weights are float16 numbers, the bytes are those of llama.cpp's own tool. Memory: the largest tensor in float32.
+    weights are float16 numbers, the bytes are those of llama.cpp's own tool. Memory: at most the largest tensor, as it is.
 
     Args:
         model_dir: folder with config.json, safetensors weights and a tokenizer.

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import io
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import gguf
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from stillroom.contracts.errors import ModelError, StorageFault
 from stillroom.quants import block_format, quantise, row_size
 
 FloatArray = npt.NDArray[np.float32]
+Piece = bytes | memoryview
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
-_PIECE_BYTES = 64 << 20
-"""Float32 bytes of a tensor that are quantised and written at once."""
+_PIECE_WEIGHTS = 1 << 18
+"""Weights that a thread rounds at once: many against a call's own cost, few enough that they stay in a core's cache
+from their conversion to float32 to their rounding."""
+_PIECES_A_THREAD = 16
+"""Pieces that may be ordered and not yet written, for each thread."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor to be written: what it is called, its shape and format, and how to get its float32 values."""
+    """A tensor to be written: what it is called, its shape and format, and how to get its values, of any float type."""
 
     name: str
     shape: tuple[int, ...]
     kind: str
-    read: Callable[[], FloatArray]
+    read: Callable[[], torch.Tensor]
 
     @property
     def bytes(self) -> int:
@@ -87,7 +93,7 @@ def write_whole(
     stored: Stored | None = None,
     threads: int | None = None,
 ) -> None:
-    """Writes a file, whole or not at all, one tensor in memory at a time.
+    """Writes a file, whole or not at all, a few megabytes of it in memory at a time.
 
     It grows under the name `out` + ".part" and takes its real name once it is complete and on disk. What an ordinary
     failure leaves is removed here; what a killed process leaves, by the next writing to the same name.
@@ -97,7 +103,7 @@ def write_whole(
         head: what `file_head` made of the same tensors.
         weigh: the importance of columns, for the block quantisers.
         stored: blocks that lie ready, which are written as they are.
-        threads: for the block quantisers; default one a core.
+        threads: that convert and round; default one a core. This one writes what they have made.
 
     Raises:
         ModelError: a weight is infinite or not a number.
@@ -106,7 +112,12 @@ def write_whole(
     part = out.with_name(out.name + ".part")
     try:
         with part.open("wb") as file:
-            _write_behind(file, _pieces(head, tensors, weigh, stored, threads))
+            file.write(head)
+            workers = threads or os.cpu_count() or 1
+            with ThreadPoolExecutor(workers) as pool:
+                orders = _orders(tensors, weigh, stored)
+                for piece in _in_order(pool, orders, workers * _PIECES_A_THREAD):
+                    file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, out)
@@ -122,46 +133,53 @@ def write_whole(
             part.unlink(missing_ok=True)
 
 
-def _pieces(
-    head: bytes,
-    tensors: Sequence[StoredTensor],
-    weigh: Weigh | None,
-    stored: Stored | None,
-    threads: int | None,
-) -> Iterator[bytes | memoryview]:
-    """The file, from its first byte to its last."""
-    yield head
+def _orders(
+    tensors: Sequence[StoredTensor], weigh: Weigh | None, stored: Stored | None
+) -> Iterator[Callable[[], Piece]]:
+    """What makes each piece of the file after its head, from first to last."""
     for tensor in tensors:
         blocks = stored(tensor.name, tensor.kind) if stored else None
         if blocks is None:
-            yield from _rounded(tensor, weigh, threads)
+            yield from _roundings(tensor, weigh)
         else:
-            yield np.ascontiguousarray(blocks).data
-        yield bytes(_padding(tensor.bytes))
+            rows = max(1, _PIECE_WEIGHTS // tensor.shape[-1])
+            yield from (blocks[first : first + rows].tobytes for first in range(0, len(blocks), rows))
+        yield partial(bytes, _padding(tensor.bytes))
 
 
-def _rounded(tensor: StoredTensor, weigh: Weigh | None, threads: int | None) -> Iterator[memoryview]:
-    """A tensor's blocks, so many rows at a time."""
+def _roundings(tensor: StoredTensor, weigh: Weigh | None) -> Iterator[Callable[[], Piece]]:
+    """What makes a tensor's blocks, so many rows at a time."""
     values = tensor.read()
     matrix = values.reshape(-1, values.shape[-1])
     columns = matrix.shape[1]
     importance = weigh(tensor.name, columns) if weigh and values.ndim > 1 else None
-    step = max(1, _PIECE_BYTES // (4 * columns))
-    for first in range(0, len(matrix), step):
-        piece = matrix[first : first + step]
-        yield quantise(piece, tensor.kind, importance=importance, threads=threads).data
+
+    def rounded(rows: torch.Tensor) -> Piece:
+        return quantise(_as_float32(rows), tensor.kind, importance=importance, threads=1).data
+
+    for rows in matrix.split(max(1, _PIECE_WEIGHTS // columns)):
+        yield partial(rounded, rows)
 
 
-def _write_behind(file: BinaryIO, pieces: Iterator[bytes | memoryview]) -> None:
-    """Writes each piece while the next is made; no more than the two are held."""
-    with ThreadPoolExecutor(1) as writer:
-        written = None
-        for piece in pieces:
-            if written:
-                written.result()
-            written = writer.submit(file.write, piece)
-        if written:
-            written.result()
+def _as_float32(values: torch.Tensor) -> FloatArray:
+    """The values in float32, without torch's own threads: those that call this are as many as there should be."""
+    if values.dtype == torch.bfloat16:  # the upper half of a float32
+        wide = values.view(torch.uint16).numpy().astype(np.uint32)
+        return np.left_shift(wide, 16, out=wide).view(np.float32)
+    if values.dtype in (torch.float16, torch.float32):
+        return values.numpy().astype(np.float32, copy=False)
+    return values.float().numpy()
+
+
+def _in_order(pool: ThreadPoolExecutor, orders: Iterator[Callable[[], Piece]], most: int) -> Iterator[Piece]:
+    """What each order makes, in their order; no more than `most` of them are made or being made ahead."""
+    ahead: deque[Future[Piece]] = deque()
+    for order in orders:
+        if len(ahead) >= most:
+            yield ahead.popleft().result()
+        ahead.append(pool.submit(order))
+    while ahead:
+        yield ahead.popleft().result()
 
 
 def _padding(size: int) -> int:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
@@ -48,10 +46,10 @@ class ModelFolder:
         self.architecture: str = (self.config.architectures or ["?"])[0]
         self.tensors = {tensor.name: tensor for file in self._files() for tensor in _list_tensors(file)}
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        """One tensor as float32, whatever it is stored as."""
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor in its own type; its values stay in the file until they are looked at."""
         with safe_open(self.tensors[name].file, framework="pt") as weights:
-            return weights.get_tensor(name).to(torch.float32).numpy()
+            return weights.get_tensor(name)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder; empty when the folder has none."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from stillroom.contracts.errors import ModelError
 from stillroom.gguf.convert import plan_file
@@ -29,11 +30,11 @@ class _RowNumbers(ModelFolder):
 
     last = ""
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        """float32 [rows] or [rows, 1], exact up to 2^24."""
+    def read(self, name: str) -> torch.Tensor:
+        """int64 [rows] or [rows, 1]."""
         self.last = name
         shape = self.tensors[name].shape
-        return np.arange(shape[0], dtype=np.float32).reshape(-1, *(1 for _ in shape[1:]))
+        return torch.arange(shape[0]).reshape(-1, *(1 for _ in shape[1:]))
 
 
 def origins(folder: ModelFolder) -> dict[str, Origin]:
@@ -46,7 +47,7 @@ def origins(folder: ModelFolder) -> dict[str, Origin]:
     for tensor in plan_tensors(numbered):
         if len(tensor.shape) == 1:
             continue
-        rows = tensor.read()
+        rows = tensor.read().numpy()
         if rows.shape != (tensor.shape[0], 1) or not np.array_equal(
             np.sort(rows[:, 0]), np.arange(len(rows))
         ):
@@ -55,7 +56,7 @@ def origins(folder: ModelFolder) -> dict[str, Origin]:
                 got=tensor.name,
                 do="leave `aware` out for this model",
             )
-        found[tensor.name] = Origin(numbered.last, rows[:, 0].astype(np.int64))
+        found[tensor.name] = Origin(numbered.last, rows[:, 0])
     return found
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import gguf
-import numpy as np
+import torch
 from transformers import PretrainedConfig
 
 from stillroom.contracts.errors import ModelError
 from stillroom.gguf.families import Family, family_of, head_size
-from stillroom.gguf.files import FloatArray
 from stillroom.gguf.rope import rope_tensors
 from stillroom.gguf.source import ModelFolder
 
@@ -20,11 +19,11 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor of the file to be written, and how to get its values."""
+    """A tensor of the file to be written, and how to get its values, of any float type."""
 
     name: str
     shape: tuple[int, ...]
-    read: Callable[[], FloatArray]
+    read: Callable[[], torch.Tensor]
 
 
 def plan_tensors(folder: ModelFolder) -> list[PlannedTensor]:
@@ -62,26 +61,26 @@ def plan_tensors(folder: ModelFolder) -> list[PlannedTensor]:
         assert target is not None, source
         planned.append(PlannedTensor(target, folder.tensors[source].shape, _reader(folder, family, source)))
     planned += [
-        PlannedTensor(name, factors.shape, constant(factors))
+        PlannedTensor(name, factors.shape, constant(torch.from_numpy(factors)))
         for name, factors in rope_tensors(config, head_size(config)).items()
     ]
     return planned
 
 
-def constant(values: FloatArray) -> Callable[[], FloatArray]:
+def constant(values: torch.Tensor) -> Callable[[], torch.Tensor]:
     """What reads a tensor that is already in memory."""
     return lambda: values
 
 
-def as_stored(values: FloatArray, source: str, family: Family, config: PretrainedConfig) -> FloatArray:
+def as_stored(values: torch.Tensor, source: str, family: Family, config: PretrainedConfig) -> torch.Tensor:
     """A tensor's values as llama.cpp wants them, rows of Q and K in its order and norms without an offset.
 
     Args:
-        values: [rows, ...] float32 as transformers has them.
+        values: [rows, ...] as transformers has them.
         source: transformers' name of the tensor or of the module that it belongs to.
     """
     if source.endswith("norm.weight") and family.norm_offset:
-        return values + np.float32(family.norm_offset)
+        return values.float() + family.norm_offset
     if family.permuted and ".q_proj" in source:
         return permute_heads(values, config.num_attention_heads)
     if family.permuted and ".k_proj" in source:
@@ -89,7 +88,7 @@ def as_stored(values: FloatArray, source: str, family: Family, config: Pretraine
     return values
 
 
-def permute_heads(weights: FloatArray, heads: int) -> FloatArray:
+def permute_heads(weights: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of Q or K from halves (value i beside i + d/2) to neighbours (2i beside 2i + 1), head by head.
 
     transformers rotates the two halves of a head, llama.cpp's Llama rotates neighbouring values. Without this step
@@ -117,5 +116,5 @@ def _optional(folder: ModelFolder, family: Family) -> Iterator[str]:
         yield from (f"model.layers.{layer}.{part}.bias" for part in family.biases)
 
 
-def _reader(folder: ModelFolder, family: Family, source: str) -> Callable[[], FloatArray]:
+def _reader(folder: ModelFolder, family: Family, source: str) -> Callable[[], torch.Tensor]:
     return lambda: as_stored(folder.read(source), source, family, folder.config)
