@@ -140,8 +140,8 @@ def same(one: Path, two: Path) -> None:
     for name in models:
         theirs, mine = load_file(two / name), load_file(one / name)
         apart = {key: ((theirs[key] - mine[key]).abs() > 2e-5).float().mean().item() for key in mine}
-        # What is rounded lies on one side of a half or on the other: few may have changed sides.
-        assert max(apart.values()) <= (0.01 if "aware" in name.parts else 0), (name, apart)
+        # What is rounded lies on one side of a half or on the other; a block's scale that changes sides moves all of it.
+        assert max(apart.values()) <= (0.05 if "aware" in name.parts else 0), (name, apart)
     assert not list(two.rglob(".*.partial"))
     assert not list(two.rglob("checkpoints/*"))
 
