@@ -27,7 +27,7 @@ from transformers import (
 
 from stillroom.contracts.errors import ModelError, ParityError, StorageFault
 from stillroom.contracts.records import Request, Sampling
-from stillroom.gguf import check_parity, export
+from stillroom.gguf import check_parity, export, export_once
 from stillroom.gguf import tensors as tensors_module
 from stillroom.gguf.mixes import Network, plan_mix
 from stillroom.gguf.vocabulary import PRE_TOKENIZERS
@@ -403,6 +403,31 @@ def test_weights_that_are_no_numbers_are_refused_and_nothing_is_left(
     with pytest.raises(ModelError, match="NaN"):
         export(tmp_path / "broken", tmp_path / "m.gguf", kind)
     assert not list(tmp_path.glob("m.gguf*"))
+
+
+def test_a_file_is_made_once_and_again_wherever_its_making_was_stopped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.gguf"
+    export_once(folder, out, "Q8_0")
+    first = out.stat().st_mtime_ns
+    export_once(folder, out, "Q8_0")
+    assert out.stat().st_mtime_ns == first
+    with pytest.raises(ModelError, match="already a file"):
+        export_once(folder, out, "Q4_0")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for call in ("fsync", "replace"):  # as the file is written, and as the mark takes its name
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, stopped)
+            with pytest.raises(KeyboardInterrupt):
+                export_once(folder, out, "Q4_0", overwrite=True)
+        export_once(folder, out, "Q4_0", overwrite=True)
+        assert gguf.GGUFReader(out).tensors[0].tensor_type.name in ("Q4_0", "Q6_K")
+        assert not list(tmp_path.glob("*.part"))
+        export_once(folder, out, "Q8_0", overwrite=True)
 
 
 def test_a_killed_conversion_leaves_no_model_file_and_the_next_one_clears_up(
