@@ -16,7 +16,7 @@ from stillroom.report.glossary import explained
 from stillroom.report.headline import headline
 from stillroom.report.plots import reliability_plots, training_plots
 from stillroom.report.rendering import render
-from stillroom.report.rows import Results, data_size, people_count, read_results, speed
+from stillroom.report.rows import Results, data_size, milliseconds, people_count, read_results, speed
 from stillroom.report.verdict import losses, title, verdict
 
 
@@ -131,6 +131,9 @@ def _costs(results: Results) -> list[Column]:
         ("Peak GPU memory", "size", "peak_gpu_memory_bytes", data_size),
         ("Tokens a second", "speed", "tokens_per_second", speed),
         ("Questions a second", "speed", "questions_per_second", speed),
+        ("First token, alone", "speed", "first_token_ms", milliseconds),
+        ("Prompt tokens a second, alone", "speed", "prompt_tokens_per_second", speed),
+        ("Tokens a second, alone", "speed", "tokens_per_second_alone", speed),
     )
     found = []
     for name, task, metric, show in columns:
