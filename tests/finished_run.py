@@ -289,5 +289,21 @@ def finished_run(
         run.folder("evaluate") / "results.json",
         [to_line(row) for row in (rows() if results is None else results)],
     )
-    write_lines(run.folder("evaluate") / "samples.jsonl", samples() if lines is None else lines)
+    write_answers(run.folder("evaluate"), samples() if lines is None else lines)
     return run
+
+
+def write_answers(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """samples.jsonl, and the same questions with every model's verdicts."""
+    write_lines(folder / "samples.jsonl", lines)
+    write_lines(
+        folder / "items.jsonl",
+        [{name: line[name] for name in ("task", "messages", "reference")} for line in lines],
+    )
+    for model in lines[0]["answers"] if lines else ():
+        verdicts: dict[str, list[Any]] = {}
+        for line in lines:
+            verdicts.setdefault(line["task"], []).append(line["answers"][model])
+        if len(Path(model).parts) == 1:
+            (folder / "models").mkdir(exist_ok=True)
+            write_json(folder / "models" / f"{model}.json", {"verdicts": verdicts})

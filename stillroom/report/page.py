@@ -7,46 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.contracts.files import write_atomically
-from stillroom.contracts.records import ResultRow
 from stillroom.contracts.runfolder import Manifest, Run
 from stillroom.report import sections
-from stillroom.report.drawing import ticks
 from stillroom.report.gallery import gallery
 from stillroom.report.glossary import explained
 from stillroom.report.headline import headline
 from stillroom.report.plots import reliability_plots, training_plots
 from stillroom.report.rendering import render
 from stillroom.report.rows import Results, data_size, people_count, read_results, speed
+from stillroom.report.scale import Scale
 from stillroom.report.verdict import losses, title, verdict
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The common axis of a table's dots: shares of right answers as percent of the width."""
-
-    low: float
-    high: float
-
-    @staticmethod
-    def over(rows: list[ResultRow]) -> Scale:
-        """It starts at a round value where all are high, so that small differences show; its marks say so.
-
-        The untrained student has no say: it would press the others together.
-        """
-        ends = [
-            end for row in rows if row.model != "before" for end in (row.value, row.low) if end is not None
-        ]
-        lowest = min(ends, default=0.0)
-        return Scale(int(10 * lowest) / 10 if lowest > 0.3 else 0.0, 1.0)
-
-    @property
-    def marks(self) -> list[float]:
-        """Round shares for the axis."""
-        return ticks(self.low, self.high)
-
-    def at(self, value: float) -> float:
-        """Percent of the width; what is off the scale stands at its end."""
-        return round(100 * min(1.0, max(0.0, (value - self.low) / (self.high - self.low))), 2)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from stillroom.report.rows import (
 )
 
 _FEW = 100
-_SURE = 0.05
+SURE = 0.05
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _nearer(results: Results, task: str) -> str | None:
     if row is None or row.p is None or own is None or other is None:
         return None
     figures = f"{nats(own)} against {nats(other)} nats a token, {chance(row.p)}"
-    if row.p >= _SURE:
+    if row.p >= SURE:
         return f"Whether its training on the teacher’s signals brought it nearer is too close to tell ({figures})."
     side = "nearer to the teacher" if row.value < 0 else "further from the teacher"
     return (
@@ -229,7 +229,7 @@ def _compared(row: ResultRow, subject: str, question: str) -> str:
     tests = [span_points(row), chance(row.p) if row.p is not None else None]
     evidence = "; ".join(test for test in tests if test)
     evidence = f" ({evidence})" if evidence else ""
-    clear = row.p < _SURE if row.p is not None else row.low is not None and not _holds_zero(row)
+    clear = row.p < SURE if row.p is not None else row.low is not None and not _holds_zero(row)
     if clear and row.value != 0:
         verb = "gains" if row.value > 0 else "costs"
         size = points(abs(row.value)).lstrip("+")

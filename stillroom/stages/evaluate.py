@@ -21,7 +21,7 @@ from stillroom.evaluation.comparison import compare_models
 from stillroom.evaluation.job import ModelSpec, Settings
 from stillroom.evaluation.results import ModelResult
 from stillroom.evaluation.running import evaluate_model
-from stillroom.evaluation.samples import samples
+from stillroom.evaluation.samples import asked, samples
 from stillroom.evaluation.tasks import EvaluationTask, held_out_lessons, load_task
 from stillroom.evaluation.training_curves import training_rows
 from stillroom.gguf import export_once
@@ -41,7 +41,7 @@ _RESERVED = {"speed", "size", "training"}
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write evaluate/models/, samples.jsonl and results.json.
+    """Write evaluate/models/, items.jsonl, samples.jsonl and results.json.
 
     Raises:
         RecipeError: a task has a name that the results need for themselves.
@@ -63,6 +63,7 @@ def run(context: StageContext) -> dict[str, Any]:
     distil = context.run.need("distil")
     for name in (STUDENT, *recipe.baselines):
         rows += training_rows(name, _folder(distil, name) / "metrics.jsonl")
+    write_lines(context.folder / "items.jsonl", asked(tasks))
     write_lines(context.folder / "samples.jsonl", samples(tasks, results))
     write_json(context.folder / "results.json", [to_line(row) for row in rows])
     items = sum(len(task.items or ()) for task in tasks)
