@@ -62,6 +62,8 @@ def rows(n: int = 500) -> list[ResultRow]:
         if model != "before":
             found.append(ResultRow(model, TASK, "confidence_when_wrong", 0.55, 0.48, 0.62, n=40))
             found += reliability(model)
+        if model.startswith("student"):
+            found += trust(model, shares[0])
         if model != "teacher":
             kept = shares[0] / 0.942
             found.append(
@@ -83,6 +85,21 @@ def rows(n: int = 500) -> list[ResultRow]:
             ResultRow(model, TASK, "difference", value, value - 0.02, value + 0.02, n=n, versus=other, p=p)
         )
     return found + likelihood() + training()
+
+
+def trust(model: str, right: float) -> list[ResultRow]:
+    """A student that is a little too sure, and more is kept the more the teacher answers."""
+    found = [
+        ResultRow(model, TASK, "overconfidence", 0.021, 0.004, 0.038, n=500),
+        ResultRow(model, TASK, "difference:overconfidence", 0.012, 0.002, 0.022, n=500, versus="teacher"),
+    ]
+    for share in (0.2, 0.5, 0.7, 0.9):
+        kept = 1 - share * (1 - right / 0.942)
+        found.append(
+            ResultRow(model, TASK, "cascade", kept, kept - 0.012, kept + 0.01, 500, share, "teacher")
+        )
+        found.append(ResultRow(model, TASK, "cascade_from", 1 - share / 2, n=500, at=share))
+    return found
 
 
 def likelihood() -> list[ResultRow]:
@@ -185,6 +202,8 @@ COUNTS: dict[str, dict[str, Any]] = {
         "stop": 11_802,
         "length": 38,
         "prompt tokens": 812_000,
+        "completion tokens": 640_000,
+        "dollars": 0.0,
         "signal_bytes": 14_210_000,
     },
     "filter": {

@@ -17,7 +17,7 @@ from finished_run import COUNTS, HOSTILE, QUALITY, TASK, finished_run, gguf_file
 from stillroom.contracts.errors import RecipeError
 from stillroom.contracts.records import ResultRow
 from stillroom.report.cards import dataset_card, model_card, public_name
-from stillroom.report.console import console_table, results_table
+from stillroom.report.console import console_table, rows_table
 from stillroom.report.drawing import Series, line_plot, thin
 from stillroom.report.gallery import compare, gallery
 from stillroom.report.headline import headline
@@ -180,7 +180,7 @@ def test_page_console_and_card_show_the_same_headline_figures(tmp_path: Path) ->
     )
     page, card = page_of(run), model_card(run, [Path("student-Q4_K_M.gguf")])
     assert all(value in page.text and value in card for value in shown.values())
-    assert results_table(run).row_count == len(QUALITY)
+    assert rows_table(rows()).row_count == len(QUALITY)
 
 
 def test_the_gallery_puts_what_the_student_lost_first_and_marks_the_wrong_fields(tmp_path: Path) -> None:

@@ -125,7 +125,8 @@ def _shown(runs: list[Run]) -> Iterator[Run]:
 
 
 @verbs.command(
-    epilog="Examples: stillroom report runs/tickets; stillroom report runs/tickets runs/smaller --out smaller.html"
+    epilog="Examples: stillroom report runs/tickets; stillroom report runs/tickets --set report.keep=0.9; "
+    "stillroom report runs/tickets runs/smaller --out smaller.html"
 )
 def report(
     path: RunPath,
@@ -137,12 +138,13 @@ def report(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Page of a comparison. Empty: A-and-B.html beside the first run's folder."),
     ] = None,
+    sets: Sets = None,
 ) -> None:
     """Write the report of a run anew, runs/NAME/report.html, or compare two runs on one page.
 
     The same figures lie beside the page as .json and .csv.
     """
-    first = _evaluated(path)
+    first = _evaluated(path, sets)
     if other is None:
         from stillroom.report.page import write_report
 
@@ -156,15 +158,15 @@ def report(
         return
     from stillroom.cli.results import show_comparison
 
-    second = _evaluated(other)
+    second = _evaluated(other, sets)
     show_comparison(first, second, out or path.parent / f"{path.name}-and-{other.name}.html")
 
 
-def _evaluated(path: Path) -> Run:
+def _evaluated(path: Path, sets: list[str] | None) -> Run:
     """A run whose evaluation is done; of a chain the last."""
     from stillroom.contracts.runfolder import Run
     from stillroom.pipeline import parts
 
-    found = parts(Run.open(path))[-1]
+    found = parts(Run.open(path, sets or ()))[-1]
     found.need("evaluate")
     return found

@@ -1,22 +1,31 @@
-"""report.html: one page, no network, no script; everything on it comes from the run's own files."""
+"""report.html: one page, no network, no script; everything on it comes from the run's own files.
+
+The same figures lie beside it: report.csv has the rows of the evaluation, report.json the verdict and the sums too.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import csv
+import io
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from stillroom.contracts.files import write_atomically
+from stillroom.contracts.files import write_atomically, write_json
+from stillroom.contracts.records import ResultRow, to_line
 from stillroom.contracts.runfolder import Manifest, Run
 from stillroom.report import sections
+from stillroom.report.cards import origins
+from stillroom.report.decision import Decision, cascades, decide
 from stillroom.report.gallery import gallery
 from stillroom.report.glossary import explained
 from stillroom.report.headline import headline
+from stillroom.report.money import Money, money, money_facts, money_sentence
 from stillroom.report.plots import reliability_plots, training_plots
 from stillroom.report.rendering import render
 from stillroom.report.rows import Results, data_size, people_count, read_results, speed
 from stillroom.report.scale import Scale
-from stillroom.report.verdict import losses, title, verdict
+from stillroom.report.verdict import inherited, losses, title, verdict
 
 
 @dataclass(frozen=True)
@@ -28,25 +37,33 @@ class Column:
 
 
 def write_report(run: Run) -> Path:
-    """Write the run's report.html and return its path.
+    """Write the run's report.html, report.json and report.csv and return the page's path.
 
     Raises:
-        DataError: a result or sample file is not readable.
+        DataError: a result or sample file, or the recipe's file of prices, is not readable.
     """
     folder, recipe = run.folder("evaluate"), run.recipe
     results = Results.of(read_results(folder))
     found = sections.manifests(run)
+    decision, sums = decide(results, recipe.report.keep), money(run, results, found)
+    said = [*verdict(results), *filter(None, [sums and money_sentence(sums)])]
+    write_json(run.path / "report.json", _figures(results, decision, said, sums))
+    write_atomically(run.path / "report.csv", _csv(results))
     html = render(
         "report.html",
         run=run,
         recipe=recipe,
         results=results,
         title=title(results),
-        verdict=verdict(results),
+        decision=decision,
+        verdict=said,
         cards=headline(results.rows),
         losses=losses(results, results.shipped) if results.shipped else [],
         tasks=[_task(results, task) for task in results.tasks],
         costs=_costs(results),
+        sums=list(money_facts(sums, results.shipped)) if sums else [],
+        priced=sums is not None and sums.teacher is not None,
+        origins=origins(run, found),
         training=training_plots(
             results, soft_only=recipe.distil.loss.hard == 0 and recipe.distil.temperature == 1
         ),
@@ -89,7 +106,30 @@ def _task(results: Results, task: str) -> dict[str, Any]:
             if results.find(model, task, "ece") or results.find(model, task, "brier")
         ],
         "reliability": reliability_plots(results, task),
+        "inherited": inherited(results, results.shipped, task) if results.shipped else None,
+        "cascades": cascades(results, results.shipped, task) if results.shipped else [],
     }
+
+
+def _figures(
+    results: Results, decision: Decision | None, said: list[str], sums: Money | None
+) -> dict[str, Any]:
+    return {
+        "title": title(results),
+        "decision": asdict(decision) if decision else None,
+        "verdict": said,
+        "headline": [asdict(card) for card in headline(results.rows)],
+        "money": asdict(sums) | {"saved": sums.saved, "break_even": sums.break_even} if sums else None,
+        "rows": [to_line(row) for row in results.rows],
+    }
+
+
+def _csv(results: Results) -> str:
+    text = io.StringIO()
+    file = csv.DictWriter(text, [field.name for field in fields(ResultRow)], lineterminator="\n")
+    file.writeheader()
+    file.writerows(asdict(row) for row in results.rows)
+    return text.getvalue()
 
 
 def _costs(results: Results) -> list[Column]:

@@ -80,7 +80,7 @@ def verdict(results: Results) -> list[str]:
     sentences += [_runs(results, model), _lost(results, model)]
     for task in results.scored:
         sentences += [_signals(results, task), _before(results, task), _squeezed(results, model, task)]
-        sentences += _instead(results, model, task)
+        sentences += [*_instead(results, model, task), inherited(results, model, task)]
         sentences.append(_caution(results, model, task))
     if results.scored:
         sentences += predicted
@@ -211,6 +211,22 @@ def _squeezed(results: Results, model: str, task: str) -> str | None:
     return _compared(
         row, f"Quantising to {model.removeprefix('student-')}", "whether quantising changed the quality"
     )
+
+
+def inherited(results: Results, model: str, task: str) -> str | None:
+    """Whether the model is as sure of itself as its teacher is, for how often each is right."""
+    own, change = (results.find(model, task, key) for key in ("overconfidence", "difference:overconfidence"))
+    if own is None or change is None or change.low is None or change.high is None:
+        return None
+    said = (
+        f"On {task} its confidence is {points(own.value)} off how often it is right, the teacher’s "
+        f"{points(own.value - change.value)}"
+    )
+    evidence = f"a difference of {points(change.value)}, {span_points(change)}"
+    if change.low <= 0 <= change.high:
+        return f"{said} ({evidence}): as far as {change.n:,} questions tell, the teacher’s calibration was inherited."
+    side = "surer of itself" if change.value > 0 else "less sure of itself"
+    return f"{said} ({evidence}): it is {side} than its teacher is, so that the teacher’s calibration was not inherited."
 
 
 def _instead(results: Results, model: str, task: str) -> Iterator[str]:

@@ -24,6 +24,7 @@ from stillroom.evaluation.running import evaluate_model
 from stillroom.evaluation.samples import asked, samples
 from stillroom.evaluation.tasks import EvaluationTask, held_out_lessons, load_task
 from stillroom.evaluation.training_curves import training_rows
+from stillroom.evaluation.trust import trust_rows
 from stillroom.gguf import export_once
 from stillroom.lessons.prompts.sources import read_questions, source_of
 from stillroom.models.origins import student_source
@@ -60,6 +61,7 @@ def run(context: StageContext) -> dict[str, Any]:
     squeezed = [f"{TEACHER}-{kind}" for kind in recipe.evaluate.teacher_files]
     pairs += [(name, other) for name in quantised or [STUDENT] for other in squeezed]
     rows = compare_models(results, teacher=TEACHER, pairs=pairs, seed=recipe.seed)
+    rows += trust_rows(results, TEACHER, recipe.seed)
     distil = context.run.need("distil")
     for name in (STUDENT, *recipe.baselines):
         rows += training_rows(name, _folder(distil, name) / "metrics.jsonl")
