@@ -46,7 +46,8 @@ def write_report(run: Run) -> Path:
     results = Results.of(read_results(folder))
     found = sections.manifests(run)
     decision, sums = decide(results, recipe.report.keep), money(run, results, found)
-    said = [*verdict(results), *filter(None, [sums and money_sentence(sums)])]
+    saving = money_sentence(sums) if sums else None
+    said = verdict(results) + ([saving] if saving else [])
     write_json(run.path / "report.json", _figures(results, decision, said, sums))
     write_atomically(run.path / "report.csv", _csv(results))
     html = render(
