@@ -20,6 +20,7 @@ from stillroom.report.decision import Decision, cascades, decide
 from stillroom.report.gallery import gallery
 from stillroom.report.glossary import explained
 from stillroom.report.headline import headline
+from stillroom.report.lost import probe_tables, probe_title
 from stillroom.report.money import Money, money, money_facts, money_sentence
 from stillroom.report.plots import reliability_plots, training_plots
 from stillroom.report.rendering import render
@@ -60,6 +61,8 @@ def write_report(run: Run) -> Path:
         verdict=said,
         cards=headline(results.rows),
         losses=losses(results, results.shipped) if results.shipped else [],
+        probes=probe_tables(results),
+        unprobed=_unprobed(found),
         tasks=[_task(results, task) for task in results.tasks],
         costs=_costs(results),
         sums=list(money_facts(sums, results.shipped)) if sums else [],
@@ -84,6 +87,12 @@ def write_report(run: Run) -> Path:
     path = run.path / "report.html"
     write_atomically(path, html)
     return path
+
+
+def _unprobed(found: dict[str, Manifest]) -> dict[str, str]:
+    """The probes that could not be made, and why."""
+    missing = found["evaluate"].counts.get("probes left out", {}) if "evaluate" in found else {}
+    return {probe_title(name): why for name, why in missing.items()}
 
 
 def _task(results: Results, task: str) -> dict[str, Any]:
