@@ -84,7 +84,37 @@ def rows(n: int = 500) -> list[ResultRow]:
         found.append(
             ResultRow(model, TASK, "difference", value, value - 0.02, value + 0.02, n=n, versus=other, p=p)
         )
-    return found + likelihood() + training()
+    return found + likelihood() + training() + probes()
+
+
+def probes() -> list[ResultRow]:
+    """Three of them: a curve, a table, and one whose figures are points."""
+    found = []
+    for model, shares in QUALITY.items():
+        for count in (1, 2, 3, 5, 8, 12, 16, 20):
+            told = round(shares[0] / (1 + 0.02 * count), 3)
+            found.append(
+                ResultRow(model, "probe: facts", "recall", told, *interval(told, 10), n=10, at=count)
+            )
+        for metric, value in (("right_rare", 0.9 * shares[0]), ("right_common", shares[0])):
+            found.append(ResultRow(model, "probe: rare", metric, value, *interval(value, 160), n=160))
+    for file, value in (("student-Q4_K_M", -0.01), ("labels-only-Q4_K_M", -0.024)):
+        whole = file.removesuffix("-Q4_K_M")
+        found.append(
+            ResultRow(file, "probe: quantised", "lost", value, value - 0.01, value + 0.01, 500, None, whole)
+        )
+    less = ResultRow(
+        "student-Q4_K_M",
+        "probe: quantised",
+        "lost_less",
+        0.014,
+        -0.004,
+        0.031,
+        500,
+        None,
+        "labels-only-Q4_K_M",
+    )
+    return [*found, less]
 
 
 def trust(model: str, right: float) -> list[ResultRow]:
@@ -249,7 +279,11 @@ COUNTS: dict[str, dict[str, Any]] = {
             )
         }
     },
-    "evaluate": {"models": 7, "items": 500},
+    "evaluate": {
+        "models": 7,
+        "items": 500,
+        "probes left out": {"refusals": "the teacher refused none of its questions"},
+    },
 }
 
 

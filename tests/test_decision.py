@@ -60,6 +60,13 @@ def test_the_cascade_in_which_the_student_answers_most_is_taken() -> None:
     assert "both together keep 96.5%, at least 95.3%" in found.why
 
 
+def test_why_there_is_no_cascade_is_said() -> None:
+    assert "not every answer has a confidence" in decide(kept(0.8, 0.7), 0.95).why
+    sure = ResultRow(SHIPPED, TASK, "ece", 0.02, n=300)
+    assert "`stillroom eval` says" in decide(kept(0.8, 0.7, sure), 0.95).why
+    assert "would not help enough" in decide(kept(0.8, 0.7, sure, *trust(SHIPPED, 0.5)), 0.95).why
+
+
 def test_one_task_that_falls_short_is_enough() -> None:
     other = [replace(row, task="sums", value=0.7, low=0.6) for row in kept(0.98, 0.96).rows]
     assert decide(Results.of([*kept(0.98, 0.96).rows, *other]), 0.95).what == NOT

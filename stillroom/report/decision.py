@@ -65,12 +65,16 @@ def decide(results: Results, keep: float) -> Decision | None:
     if all(row.value >= keep for row in short):
         asked = min(row.n for row in short)
         return Decision(NOT_YET, f"{because} {asked:,} questions are too few to be sure: ask more.")
-    unable = (
-        "" if any(results.all(model, row.task, "cascade") for row in short) else " (it tells no confidence)"
-    )
-    return Decision(
-        NOT, f"{because} Asking the teacher when the student is in doubt would not help enough{unable}."
-    )
+    return Decision(NOT, f"{because} {_no_cascade(results, model, short)}")
+
+
+def _no_cascade(results: Results, model: str, short: list[ResultRow]) -> str:
+    """Why the teacher's help would not do, or why nobody knows."""
+    if all(results.all(model, row.task, "cascade") for row in short):
+        return "Asking the teacher whenever the student is in doubt would not help enough."
+    if all(results.find(model, row.task, "ece") for row in short):
+        return "Whether asking the teacher in doubt would help, `stillroom eval` says; it measures no model again."
+    return "Asking the teacher when in doubt is no way out: not every answer has a confidence."
 
 
 def cascade(results: Results, model: str, task: str, keep: float) -> Cascade | None:

@@ -50,8 +50,8 @@ _NOTES = {
     "format": "Answers in the task’s form, right or wrong, and answers that came to an end by themselves.",
     "rare": "Exact answers where the right one is rare among the lessons, and where it is common: the third of the "
     "questions at either end.",
-    "abstention": "Where the teacher says that it cannot tell (an empty field, words that say so), how often the model does; "
-    "and in how many answers it does where the teacher does not.",
+    "abstention": "Where the teacher says that it cannot tell (an empty field, words that say so), how often the model does "
+    "too, and in how many answers it does where the teacher does not.",
     "refusals": "How often questions that the teacher refused are refused.",
     "quantised": "Exact answers of a file minus those of the model that it was made from, and how much less than a "
     "baseline’s file of the same kind that is: above zero, the distilled model quantises better. In percentage "

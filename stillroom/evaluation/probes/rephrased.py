@@ -65,13 +65,17 @@ def _case(text: str, kept: set[str], draw: random.Random) -> str:
 
 def _typos(text: str, kept: set[str], draw: random.Random) -> str:
     """Two neighbouring letters inside some of the longer words exchanged, in one word at least."""
-    words = [m for m in _WORD.finditer(text) if len(m[0]) >= 4 and m[0].casefold() not in kept]
-    chosen = draw.sample(words, min(len(words), max(1, round(_TYPOS * len(words)))))
+    words = [m for m in _WORD.finditer(text) if m[0].casefold() not in kept and _exchanges(m)]
     letters = list(text)
-    for match in chosen:
-        place = match.start() + draw.randrange(1, len(match[0]) - 2)
+    for match in draw.sample(words, min(len(words), max(1, round(_TYPOS * len(words))))):
+        place = draw.choice(_exchanges(match))
         letters[place], letters[place + 1] = letters[place + 1], letters[place]
     return "".join(letters)
+
+
+def _exchanges(word: re.Match[str]) -> list[int]:
+    """Where two different letters meet inside a word, its first and last left alone."""
+    return [at for at in range(word.start() + 1, word.end() - 2) if word.string[at] != word.string[at + 1]]
 
 
 def _politeness(text: str, kept: set[str], draw: random.Random) -> str:
