@@ -42,7 +42,7 @@ def rows_table(rows: Iterable[ResultRow]) -> Table | None:
 def console_table(rows: Iterable[ResultRow]) -> ConsoleTable:
     """Models by quality, size, speed and memory; a column that no model fills is left out."""
     results = Results.of(rows)
-    measured = {row.model for row in results.rows if row.task != "training"}
+    measured = {row.model for row in results.rows if row.task in (*results.tasks, "size", "speed")}
     cells = {model: _cells(results, model) for model in results.models if model in measured}
     titles = [title for title in next(iter(cells.values()), {}) if any(row[title] for row in cells.values())]
     return ConsoleTable(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from stillroom.contracts.records import PROBE, ResultRow
@@ -41,7 +40,8 @@ _TITLES = {
 }
 _NOTES = {
     "facts": "How often the answer names the fact that was asked for, of so many made-up ones in the question. A model "
-    "that can only do its task may fail with one fact already.",
+    "that can only do its task may fail with one fact already. Ten questions each: a figure may be thirty points off; its "
+    "interval is in report.csv.",
     "outside": "How sure the models are of what they answer to questions that are not their task, against their own, and "
     "how many of those answers have the task’s form all the same. The further the first two lie apart, the "
     "better doubt can be noticed.",
@@ -89,7 +89,7 @@ def probe_title(name: str) -> str:
 def _table(results: Results, name: str) -> ProbeTable:
     rows = [row for row in results.rows if row.task == PROBE + name]
     columns = list(dict.fromkeys(map(_column, rows)))
-    cells = {(row.model, _column(row)): _cell(row, points_of_a_hundred=name == "quantised") for row in rows}
+    cells = {(row.model, _column(row)): _cell(row, name) for row in rows}
     models = [model for model in results.models if any(row.model == model for row in rows)]
     lines = [(model, [cells.get((model, column)) for column in columns]) for model in models]
     return ProbeTable(probe_title(name), _NOTES.get(name, ""), columns, lines)
@@ -103,10 +103,10 @@ def _column(row: ResultRow) -> str:
     return _COLUMNS.get(row.metric, row.metric)
 
 
-def _cell(row: ResultRow, *, points_of_a_hundred: bool) -> Cell:
-    show: Callable[[float], str] = points if points_of_a_hundred else percent
-    interval = span_points(row) if points_of_a_hundred else span(row)
-    return Cell(
-        show(row.value).removesuffix(" points"),
-        (interval or "").removeprefix("95% interval ").removesuffix(" points"),
-    )
+def _cell(row: ResultRow, probe: str) -> Cell:
+    if probe == "facts":  # eight columns of intervals would fit no screen
+        return Cell(percent(row.value, 0), "")
+    if probe == "quantised":
+        interval = (span_points(row) or "").removeprefix("95% interval ").removesuffix(" points")
+        return Cell(points(row.value).removesuffix(" points"), interval)
+    return Cell(percent(row.value), span(row) or "")

@@ -87,19 +87,24 @@ def _quality(found: Comparison, pair: Pair) -> str:
 
 def _sizes(found: Comparison) -> Iterator[str]:
     for figure in found.figures:
-        if figure.label in ("size of the file", "tokens a second", "questions a second") and all(
-            figure.values
-        ):
-            one, other = (value or 0.0 for value in figure.values)
-            ratio = max(one, other) / min(one, other)
-            if ratio >= 1.05:
-                more = found.first.label if one > other else found.second.label
-                what = (
-                    "The file of {} is {} times as large"
-                    if "size" in figure.label
-                    else "{} is {} times as fast"
-                )
-                yield what.format(more, times(ratio)) + f" ({figure.first} against {figure.second})."
+        one, other = (value or 0.0 for value in figure.values)
+        words = _LARGER.get(figure.label)
+        if words is None or not one or not other or max(one, other) / min(one, other) < _WORTH_SAYING:
+            continue
+        more = found.first.label if one > other else found.second.label
+        yield words.format(more, times(max(one, other) / min(one, other)), figure.first, figure.second)
+
+
+_WORTH_SAYING = 1.05
+_FASTER = (
+    "When each was evaluated, {} was {} times as fast ({} against {} a second); that is about the models only if it was "
+    "the same machine, equally busy."
+)
+_LARGER = {
+    "size of the file": "The file of {} is {} times as large ({} against {}).",
+    "tokens a second": _FASTER,
+    "questions a second": _FASTER,
+}
 
 
 def tables(found: Comparison) -> Iterator[Table]:
