@@ -19,11 +19,13 @@ from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import ProbeName
 from stillroom.contracts.records import PROBE, ResultRow
 from stillroom.contracts.runfolder import Manifest, Run
-from stillroom.evaluation import EvaluationTask, Item, ModelResult, Verdict
+from stillroom.evaluation import EvaluationTask, Item, ModelResult, ModelSpec, Settings, Verdict
+from stillroom.evaluation.job import Job
 from stillroom.evaluation.probes import Material, Probe, make_probes, probe_rows, quantising_rows
 from stillroom.evaluation.probes.form import form_of
 from stillroom.evaluation.probes.probe import Found, Given, last_turn
 from stillroom.evaluation.probes.reading import unsure
+from stillroom.evaluation.worker import measure
 from stillroom.gguf.export import export
 from stillroom.lessons.filter.refusals import refusal
 from stillroom.report.page import write_report
@@ -291,9 +293,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
 
 
+def measured_here(spec: ModelSpec, tasks: list[EvaluationTask], settings: Settings, **_: Any) -> ModelResult:
+    """What the child process does, without the seconds that each takes to start."""
+    return measure(Job(spec, tasks, settings), lambda *_: None)
+
+
 def test_the_stage_probes_every_model_apart_from_the_tasks(
-    tmp_path: Path, folders: tuple[Path, Path]
+    tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(stage, "evaluate_model", measured_here)
     teacher, student = folders
     lines = [
         {"messages": user(f"question {i}"), "reference": f'{{"a": "{i % 2}", "b": null}}'} for i in range(6)
