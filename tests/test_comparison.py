@@ -97,7 +97,7 @@ def test_losses_are_held_together_over_the_same_lessons_only(tmp_path: Path) -> 
         path = run.folder("evaluate") / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": {"filter": "1" * 32}}))
     found = compare_runs(first, second)
-    assert ("loss of student on held-out lessons, nats a token", "0.238", "0.238") in [
+    assert ("Student: loss on held-out lessons, nats a token", "0.238", "0.238") in [
         (figure.label, figure.first, figure.second) for figure in found.likelihoods
     ]
 

@@ -162,6 +162,32 @@ def test_the_verdict_says_whether_signals_brought_the_student_nearer() -> None:
     assert "too close to tell" in unsure
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "high", "said"),
+    [
+        (0.012, 0.002, 0.022, "was inherited, to within 2.2 points"),
+        (
+            0.048,
+            -0.004,
+            0.113,
+            "500 questions are too few to tell whether the teacher’s calibration was inherited",
+        ),
+        (0.08, 0.03, 0.13, "it is surer of itself than its teacher is"),
+        (-0.08, -0.13, -0.03, "it is less sure of itself than its teacher is"),
+    ],
+)
+def test_the_teachers_calibration_is_inherited_only_where_that_is_shown(
+    value: float, low: float, high: float, said: str
+) -> None:
+    changed = [
+        replace(row, value=value, low=low, high=high) if row.metric == "difference:overconfidence" else row
+        for row in rows()
+    ]
+    text = " ".join(verdict(Results.of(changed)))
+    assert "its confidence is +2.1 points off how often it is right" in text
+    assert said in text
+
+
 def test_few_questions_are_a_caution() -> None:
     few = [replace(row, n=40) for row in rows()]
     assert "Only 40 questions" in " ".join(verdict(Results.of(few)))

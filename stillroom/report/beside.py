@@ -14,7 +14,7 @@ from typing import Any
 from stillroom.contracts.records import ResultRow
 from stillroom.contracts.runfolder import Manifest, Run
 from stillroom.report.answered import Answers, read_answers
-from stillroom.report.rows import Results, data_size, duration, number, read_results, speed
+from stillroom.report.rows import Results, data_size, duration, model_name, number, read_results, speed
 from stillroom.report.sections import manifests, without_passwords
 from stillroom.stats import mcnemar_exact, paired_bootstrap_difference, wilson
 
@@ -279,7 +279,11 @@ def _likelihoods(a: Side, b: Side, apart: list[str]) -> list[Figure]:
                 values = a.results.value(model, task, metric), b.results.value(model, task, metric)
                 if None not in values:
                     found.append(
-                        _figure(f"{name} of {model} on {task}, nats a token", values, lambda v: f"{v:.3g}")
+                        _figure(
+                            f"{model_name(model)}: {name} on {task}, nats a token",
+                            values,
+                            lambda v: f"{v:.3g}",
+                        )
                     )
     return found
 

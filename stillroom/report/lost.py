@@ -49,7 +49,7 @@ _NOTES = {
     "their first sentence last: the share of those to the questions as they were.",
     "format": "Answers in the task’s form, right or wrong, and answers that came to an end by themselves.",
     "rare": "Exact answers where the right one is rare among the lessons, and where it is common: the third of the "
-    "questions at either end.",
+    "questions at either end, or more where many are equally common.",
     "abstention": "Where the teacher says that it cannot tell (an empty field, words that say so), how often the model does "
     "too, and in how many answers it does where the teacher does not.",
     "refusals": "How often questions that the teacher refused are refused.",

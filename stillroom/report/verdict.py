@@ -23,6 +23,8 @@ from stillroom.report.rows import (
 
 _FEW = 100
 SURE = 0.05
+_ALIKE = 0.05
+"""Two models whose confidence is off by amounts that differ by no more than this are calibrated alike."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +225,12 @@ def inherited(results: Results, model: str, task: str) -> str | None:
         f"{points(own.value - change.value)}"
     )
     evidence = f"a difference of {points(change.value)}, {span_points(change)}"
+    furthest = max(abs(change.low), abs(change.high))
+    if furthest <= _ALIKE:
+        return f"{said} ({evidence}): the teacher’s calibration was inherited, to within {points(furthest).lstrip('+')}."
     if change.low <= 0 <= change.high:
-        return f"{said} ({evidence}): as far as {change.n:,} questions tell, the teacher’s calibration was inherited."
+        few = f"{change.n:,} questions are too few to tell whether the teacher’s calibration was inherited"
+        return f"{said} ({evidence}): {few}."
     side = "surer of itself" if change.value > 0 else "less sure of itself"
     return f"{said} ({evidence}): it is {side} than its teacher is, so that the teacher’s calibration was not inherited."
 
