@@ -138,6 +138,7 @@ def test_names_of_files() -> None:
     ("changes", "words"),
     [
         ({"quantise": [{"kind": "Q4_K_M", "aware": {"rate": 1}}]}, "quantise.0.aware.rate"),
+        ({"quantise": [{"kind": "F16", "aware": AWARE}]}, "F16 has nothing that weights could learn"),
         ({"quantise": [{"kind": "int8"}]}, "int8 is for classifiers"),
         ({"export": {"draft": {"kind": "int8"}}}, "export.draft.kind: int8 is for classifiers"),
         ({"evaluate": {"teacher_files": ["int8"]}}, "evaluate.teacher_files: int8 is for classifiers"),

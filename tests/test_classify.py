@@ -120,6 +120,28 @@ def test_what_is_handed_over_runs_by_itself_as_the_card_says(finished, monkeypat
     assert "answers" in (finished / "report.html").read_text()
 
 
+@pytest.mark.parametrize("model", ["distil/student", "quantise/student-int8"])
+def test_a_classifier_is_measured_on_its_own_as_it_was_in_its_run(finished, place, model):
+    name = model.rpartition("/")[2]
+    done = stillroom("eval", finished / model, "--file", place / "test.csv", "--score", "exact")
+    assert done.returncode == 0, done.stderr
+    told = dict(line.split()[:2] for line in done.stdout.splitlines())
+    assert float(told["exact"]) == pytest.approx(figures(finished)[name], abs=1e-4)
+    assert int(told["file_bytes"].replace(",", "")) == figures(finished, "file_bytes")[name]
+
+
+def test_a_classifier_has_no_gguf_file(finished, place):
+    for command in (
+        ["export", finished],
+        ["export", finished / "distil/student"],
+        ["quantise", finished / "distil/student"],
+    ):
+        done = stillroom(*command, "--kind", "Q8_0", "--out", place / "x")
+        assert done.returncode == 2
+        assert "quantise: [int8]" in done.stderr
+        assert not (place / "x").exists()
+
+
 def test_a_run_that_holds_is_skipped_and_a_new_weight_trains_the_student_alone(finished, place):
     done = stillroom("run", place / "tiny.yaml", "--runs", place / "runs")
     assert done.stderr.count("holds, skipped") == 7

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from stillroom.evaluation import (
 from stillroom.evaluation.answering import answer_tasks
 from stillroom.evaluation.job import Job
 from stillroom.evaluation.likelihood import likelihood
+from stillroom.evaluation.pace import Pace, measure_pace
 from stillroom.evaluation.samples import samples
 from stillroom.evaluation.scoring import judge
 from stillroom.evaluation.training_curves import training_rows
@@ -432,6 +433,42 @@ def test_a_model_is_measured_in_a_process_of_its_own(folder: Path, task: Evaluat
     assert weights < own < ballast.nbytes
     assert figures.prompt_tokens > 0
     assert figures.tokens_per_second
+    assert figures.pace
+    assert figures.pace.questions == 8
+    assert found(results.rows, "teacher", "first_token_ms").value == 1000 * figures.pace.first_token_seconds
+    assert found(results.rows, "teacher", "tokens_per_second_alone").n == 8
+
+
+class Clock:
+    """An engine that says of each answer how long it took."""
+
+    name = "clock"
+
+    def __init__(self, *replies: Reply) -> None:
+        self.replies, self.asked = iter(replies), []
+
+    def answer(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Request, Reply]]:
+        for request in requests:
+            self.asked.append((request.messages, sampling.max_new_tokens))
+            yield request, next(self.replies)
+
+
+def timed(prompt: int, tokens: int, seconds: float, first: float | None) -> Reply:
+    return Reply(
+        "", "stop", prompt_tokens=prompt, completion_tokens=tokens, seconds=seconds, first_token_seconds=first
+    )
+
+
+def test_the_pace_of_a_model_is_that_of_one_question_at_a_time() -> None:
+    items = [Item([{"role": "user", "content": str(n)}], "") for n in range(17)]
+    warm_up = timed(10, 2, 9.0, 8.0)
+    quick = [timed(100, 11, 1.5, 0.5)] * 5  # 200 tokens a second read, 10 written
+    slow = [timed(100, 11, 3.0, 1.0), timed(100, 1, 1.0, 1.0), timed(100, 11, 3.0, 1.0)]
+    model = Clock(warm_up, *quick, *slow)
+    assert measure_pace(model, items) == Pace(0.5, 200.0, 10.0, 8)
+    assert [messages[0]["content"] for messages, _ in model.asked[1:]] == [str(n) for n in range(0, 16, 2)]
+    assert measure_pace(Clock(timed(10, 2, 9.0, None)), items) is None
+    assert measure_pace(Clock(), []) is None
 
 
 def test_a_fault_of_the_process_reaches_the_user_with_its_parts(task: EvaluationTask) -> None:

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "stillroom"
 FLOORS = {
     **dict.fromkeys(["contracts", "__init__"], 0),
-    **dict.fromkeys(["losses", "checks", "quants", "stats"], 1),
+    **dict.fromkeys(["losses", "checks", "quants", "stats", "ranks"], 1),
     "signals": 2,
     "models": 3,
     **dict.fromkeys(

@@ -27,13 +27,13 @@ from transformers import (
 
 from stillroom.contracts.errors import ModelError, ParityError, StorageFault
 from stillroom.contracts.records import Request, Sampling
-from stillroom.gguf import check_parity, export
+from stillroom.gguf import check_parity, export, export_once
 from stillroom.gguf import tensors as tensors_module
 from stillroom.gguf.mixes import Network, plan_mix
 from stillroom.gguf.vocabulary import PRE_TOKENIZERS
 from stillroom.models.llamacpp import LlamaCpp
 from stillroom.models.rows import Row
-from stillroom.quants import dequantise
+from stillroom.quants import dequantise, quantise
 
 SHORT = ("Once upon a time, there were 3 cats.\nThey'd go out & play!", "naïve  café\t12345")
 
@@ -368,17 +368,66 @@ def test_an_existing_file_is_refused_unless_overwriting_is_allowed(folder: Path,
     assert out.read_bytes()[:4] == b"GGUF"
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
-def test_weights_that_are_no_numbers_are_refused_and_nothing_is_left(
-    folder: Path, tmp_path: Path, kind: str
+def of_type(folder: Path, to: Path, dtype: torch.dtype, **more: float) -> dict[str, torch.Tensor]:
+    """A copy of the folder with its weights in another type; `more` is put into one of them."""
+    weights = {name: values.to(dtype) for name, values in load_file(folder / "model.safetensors").items()}
+    for value in more.values():
+        weights["model.layers.1.mlp.down_proj.weight"][3, 5] = value
+    save_file(weights, copy_of(folder, to) / "model.safetensors", {"format": "pt"})
+    return weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+def test_a_file_holds_what_its_folder_holds_whatever_the_types(
+    folder: Path, tmp_path: Path, kind: str, dtype: torch.dtype
 ) -> None:
-    broken = copy_of(folder, tmp_path / "broken")
-    weights = load_file(broken / "model.safetensors")
-    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = float("nan")
-    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    weights = of_type(folder, tmp_path / "model", dtype)
+    export(tmp_path / "model", tmp_path / "m.gguf", kind)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    for layer in range(2):
+        source = weights[f"model.layers.{layer}.mlp.down_proj.weight"].float().numpy()
+        stored = tensors[f"blk.{layer}.ffn_down.weight"]
+        assert stored.tensor_type.name == kind
+        rows = np.array(stored.data).view(np.uint8).reshape(len(source), -1)
+        assert np.array_equal(rows, quantise(source, kind))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+def test_weights_that_are_no_numbers_are_refused_and_nothing_is_left(
+    folder: Path, tmp_path: Path, kind: str, dtype: torch.dtype, value: float
+) -> None:
+    of_type(folder, tmp_path / "broken", dtype, broken=value)
     with pytest.raises(ModelError, match="NaN"):
-        export(broken, tmp_path / "m.gguf", kind)
+        export(tmp_path / "broken", tmp_path / "m.gguf", kind)
     assert not list(tmp_path.glob("m.gguf*"))
+
+
+def test_a_file_is_made_once_and_again_wherever_its_making_was_stopped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.gguf"
+    export_once(folder, out, "Q8_0")
+    first = out.stat().st_mtime_ns
+    export_once(folder, out, "Q8_0")
+    assert out.stat().st_mtime_ns == first
+    with pytest.raises(ModelError, match="already a file"):
+        export_once(folder, out, "Q4_0")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for call in ("fsync", "replace"):  # as the file is written, and as the mark takes its name
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, stopped)
+            with pytest.raises(KeyboardInterrupt):
+                export_once(folder, out, "Q4_0", overwrite=True)
+        export_once(folder, out, "Q4_0", overwrite=True)
+        assert gguf.GGUFReader(out).tensors[0].tensor_type.name in ("Q4_0", "Q6_K")
+        assert not list(tmp_path.glob("*.part"))
+        export_once(folder, out, "Q8_0", overwrite=True)
 
 
 def test_a_killed_conversion_leaves_no_model_file_and_the_next_one_clears_up(

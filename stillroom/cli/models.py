@@ -32,7 +32,9 @@ class Score(enum.Enum):
     name="eval", epilog="Examples: stillroom eval runs/tickets; stillroom eval model.gguf --file eval.jsonl"
 )
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="A run folder, a Hugging Face folder or a .gguf file.")],
+    path: Annotated[
+        Path, typer.Argument(help="A run folder, a Hugging Face or ONNX folder or a .gguf file.")
+    ],
     file: Annotated[Optional[Path], typer.Option(help="Items to measure a model on.")] = None,  # noqa: UP045
     score: Annotated[Score, typer.Option(help="How answers are held against the right ones.")] = Score.json,
     tokenizer: Annotated[Optional[str], typer.Option(help="Tokenizer folder of a .gguf file.")] = None,  # noqa: UP045
@@ -56,17 +58,17 @@ def evaluate(
             "a model needs items to be measured on", do="--file eval.jsonl, lines with messages and reference"
         )
     from stillroom.contracts.recipe import Task
-    from stillroom.evaluation import ModelSpec, evaluate
+    from stillroom.evaluation import ModelSpec, evaluate, kind_of
     from stillroom.stages.evaluate import read_file
 
-    spec = ModelSpec(path.name, "gguf" if path.suffix == ".gguf" else "local", str(path), tokenizer=tokenizer)
+    spec = ModelSpec(path.name, kind_of(path), str(path), tokenizer=tokenizer)
     task = read_file(Task(file=str(file), score=score.value, limit=limit), file)
     for row in evaluate([spec], [task], progress=open_progress()).rows:
         if row.at is None:
             interval = (
                 f"  [{row.low:.4f}, {row.high:.4f}]" if row.low is not None and row.high is not None else ""
             )
-            print(f"{row.metric:<24} {row.value:,.4f}{interval}")
+            print(f"{row.metric:<24} {row.value:{',.0f' if row.value >= 1000 else ',.4f'}}{interval}")
 
 
 @verbs.command(epilog="Examples: stillroom serve runs/tickets; stillroom serve model.gguf --port 8081")

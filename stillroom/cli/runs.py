@@ -69,10 +69,12 @@ def run(
 ) -> None:
     """Go the whole way: prompts, teach, filter, distil, quantise, evaluate, export, report.
 
-    What is done is skipped, what was stopped goes on, and one line says why a stage runs.
+    What is done is skipped, what was stopped goes on, and one line says why a stage runs. Under torchrun or `accelerate
+    launch` the processes train together; all other work is the first one's.
     """
     from stillroom.display import open_progress
-    from stillroom.pipeline import STAGES, check, outlook, parts, run_pipeline
+    from stillroom.pipeline import STAGES, check, follow, outlook, parts, run_pipeline
+    from stillroom.ranks import together
 
     found = _run_of(recipe, sets, runs)
     names = [stage.name for stage in STAGES if stage.wanted(found.recipe)]
@@ -86,9 +88,13 @@ def run(
                     f"{item.stage.name:<10} {'runs: ' + item.reason if item.reason else 'holds, would be skipped'}"
                 )
         return
-    found.save_recipe()
-    with found.locked():
-        run_pipeline(found, open_progress(), until=until)
+    with together() as first:
+        if not first:
+            follow()
+            return
+        found.save_recipe()
+        with found.locked():
+            run_pipeline(found, open_progress(), until=until)
     if until is None:
         show_results(found)
 

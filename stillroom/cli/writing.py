@@ -70,12 +70,26 @@ def export(
     if Run.is_run(path):
         run = Run.open(path)
         path = run.need(run.student.parent.name) / "student"
+    _refuse_classifier(base or path)
     if base is None:
         _export_checked(path, target, kind, importance, dry_run=dry_run)
         return
     with TemporaryDirectory() as merged:
         merge_adapter(path, base, Path(merged) / name)
         _export_checked(Path(merged) / name, target, kind, importance, dry_run=dry_run)
+
+
+def _refuse_classifier(model: Path) -> None:
+    """UserError where a model chooses among classes, which llama.cpp does not."""
+    from stillroom.evaluation import kind_of
+
+    if kind_of(model) in ("classifier", "onnx"):
+        raise UserError(
+            "a classifier has no GGUF file",
+            got=model,
+            expected="a model that writes text",
+            do="a run writes it as ONNX: quantise: [int8]; in Python: stillroom.onnx.export",
+        )
 
 
 def _export_adapter(path: Path, out: Path | None, kind: str) -> None:
@@ -180,6 +194,7 @@ def _write_each(models: list[Path], kinds: list[str], out: Path) -> list[tuple[P
             do="quantise them one after the other, each with an --out of its own, or rename a folder",
         )
     for model in models:
+        _refuse_classifier(model)
         ModelFolder(model)  # whether it is one, before anything is written
     with storage(out):
         out.mkdir(parents=True, exist_ok=True)

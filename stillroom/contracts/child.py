@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from stillroom.contracts import errors
 from stillroom.contracts.errors import Fault, StillroomError
+from stillroom.contracts.launchers import without_launcher
 
 Advance = Callable[[float, str | None], None]
 """So many more units are done; a short word beside the bar."""
@@ -99,6 +100,7 @@ def _started(
             stdout=errors_file,
             stderr=errors_file,
             pass_fds=(write,),
+            env=without_launcher(),
         )
     finally:
         os.close(write)

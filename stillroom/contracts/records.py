@@ -74,6 +74,8 @@ class Reply:
     completion_tokens: int = 0
     seconds: float = 0.0
     error: str | None = None
+    first_token_seconds: float | None = None
+    """Until the first token was there, of an engine that tells; `seconds` is until the last."""
 
 
 class Answerer(Protocol):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.records import ResultRow
 from stillroom.evaluation.comparison import compare_models, retention
-from stillroom.evaluation.job import ModelSpec, Settings
+from stillroom.evaluation.job import ModelSpec, Settings, kind_of
 from stillroom.evaluation.results import Figures, Likelihood, ModelResult
 from stillroom.evaluation.running import evaluate_model
 from stillroom.evaluation.scoring import Verdict
@@ -42,6 +42,7 @@ __all__ = [
     "evaluate_model",
     "expected_calibration_error",
     "held_out_lessons",
+    "kind_of",
     "load_task",
     "retention",
 ]

@@ -132,6 +132,14 @@ def _cost(model: str, figures: Figures) -> Iterator[ResultRow]:
         yield ResultRow(
             model, "speed", "questions_per_second", figures.questions_per_second, n=figures.questions
         )
+    if pace := figures.pace:
+        for metric, value in (
+            ("first_token_ms", 1000 * pace.first_token_seconds),
+            ("prompt_tokens_per_second", pace.prompt_tokens_per_second),
+            ("tokens_per_second_alone", pace.generated_tokens_per_second),
+        ):
+            if value is not None:
+                yield ResultRow(model, "speed", metric, value, n=pace.questions)
     for metric in _SIZES:
         value = getattr(figures, metric)
         if value is not None:

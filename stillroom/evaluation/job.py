@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from stillroom.contracts.files import read_json
 from stillroom.contracts.records import Lesson
 from stillroom.evaluation.tasks import EvaluationTask, Item
+
+ModelKind = Literal["local", "gguf", "api", "classifier", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class ModelSpec:
     """
 
     name: str
-    kind: Literal["local", "gguf", "api", "classifier", "onnx"]
+    kind: ModelKind
     path: str
     tokenizer: str | None = None
     dtype: str = "auto"
@@ -50,6 +54,17 @@ class Settings:
     """Held-out lessons of more tokens are left out."""
     trusted: bool = False
     """Run answers' code even where the system cannot confine it; it changes no verdict."""
+
+
+def kind_of(path: Path) -> ModelKind:
+    """What lies at a path of this machine, by its files alone; a folder that tells nothing passes for a `local` model."""
+    if path.suffix == ".gguf":
+        return "gguf"
+    if (path / "model.onnx").is_file():
+        return "onnx"
+    file = path / "config.json"
+    named = read_json(file).get("architectures") if file.is_file() else None
+    return "classifier" if named and named[0].endswith("ForSequenceClassification") else "local"
 
 
 @dataclass(frozen=True)

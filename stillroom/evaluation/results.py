@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from stillroom.evaluation.pace import Pace
 from stillroom.evaluation.scoring import Verdict
 
 
@@ -38,6 +39,8 @@ class Figures:
     """Different ones, each asked once."""
     seconds: float = 0.0
     """Wall clock of the answers that these tokens belong to, loading left out."""
+    pace: Pace | None = None
+    """How fast it is for one who asks alone; None for an API, a classifier, and what was measured before this was."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -74,5 +77,10 @@ class ModelResult:
             tree["name"],
             {task: [Verdict(**item) for item in items] for task, items in tree["verdicts"].items()},
             {task: Likelihood(**item) for task, item in tree["likelihoods"].items()},
-            Figures(**tree["figures"]),
+            _figures(tree["figures"]),
         )
+
+
+def _figures(tree: dict[str, Any]) -> Figures:
+    pace = tree.get("pace")
+    return Figures(**{**tree, "pace": pace and Pace(**pace)})

@@ -16,6 +16,7 @@ from stillroom.contracts.records import Lesson
 from stillroom.evaluation.answering import answer_tasks
 from stillroom.evaluation.job import Job, ModelSpec, Settings
 from stillroom.evaluation.opening import load_libraries, open_model, weigh
+from stillroom.evaluation.pace import Pace, measure_pace
 from stillroom.evaluation.results import Likelihood, ModelResult
 
 
@@ -46,6 +47,9 @@ def measure(job: Job, advance: Advance) -> ModelResult:
         )
         if job.spec.kind == "api":
             return ModelResult(job.spec.name, verdicts, {}, figures)
+        if job.spec.kind in ("local", "gguf"):
+            advance(0, "one by one")
+            figures = replace(figures, pace=_pace(model, job))
         lessons = {task.name: task.lessons for task in job.tasks if task.lessons}
         if lessons and not verdicts:
             _warm_up(model, next(iter(lessons.values()))[0], job.settings.max_length)
@@ -61,6 +65,12 @@ def _opened(spec: ModelSpec, settings: Settings) -> Iterator[Any]:
         yield model
     finally:
         model.close()
+
+
+def _pace(model: Any, job: Job) -> Pace | None:
+    """Of the first task that asks questions."""
+    items = next((task.items for task in job.tasks if task.items), None)
+    return measure_pace(model, items) if items else None
 
 
 def _warm_up(model: Any, lesson: Lesson, longest: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillroom.contracts.files import digest, read_json, write_json
+from stillroom.contracts.files import digest, read_json, storage, write_json
 from stillroom.gguf.convert import plan_file, write_file
 from stillroom.gguf.families import context_length, family_of
 from stillroom.gguf.files import Stored, refuse_existing
@@ -128,7 +128,9 @@ def export_once(model_dir: str | Path, out: str | Path, kind: str, *, overwrite:
     mark, made = out.with_name(f".{out.name}.json"), {"made of": digest(Path(model_dir)), "kind": kind}
     if not (out.is_file() and mark.is_file() and read_json(mark) == made):
         refuse_existing(out, overwrite)
-        mark.unlink(missing_ok=True)
-        export(model_dir, out, kind, overwrite=True)
+        # The mark first, while there is no file: one that appears is whole and of this mark, whenever we are stopped.
+        with storage(out):
+            out.unlink(missing_ok=True)
         write_json(mark, made)
+        export(model_dir, out, kind)
     return out

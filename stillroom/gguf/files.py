@@ -18,10 +18,16 @@ import numpy.typing as npt
 import torch
 
 from stillroom.contracts.errors import ModelError, StorageFault
-from stillroom.quants import block_format, quantise, row_size
+from stillroom.quants import block_format, not_finite, quantise, row_size
 
 FloatArray = npt.NDArray[np.float32]
 Piece = bytes | memoryview
+_WIDE = {
+    "F32": (torch.float32, torch.uint32, 0x7F800000),
+    "F16": (torch.float16, torch.uint16, 0x7C00),
+    "BF16": (torch.bfloat16, torch.uint16, 0x7F80),
+}
+"""Formats whose values are a type of their own: that type, its bits as a number, and the exponent of what is not finite."""
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 _PIECE_WEIGHTS = 1 << 18
 """Weights that a thread rounds at once: many against a call's own cost, few enough that they stay in a core's cache
@@ -154,11 +160,22 @@ def _roundings(tensor: StoredTensor, weigh: Weigh | None) -> Iterator[Callable[[
     columns = matrix.shape[1]
     importance = weigh(tensor.name, columns) if weigh and values.ndim > 1 else None
 
+    same = tensor.kind in _WIDE and values.dtype == _WIDE[tensor.kind][0]
+
     def rounded(rows: torch.Tensor) -> Piece:
         return quantise(_as_float32(rows), tensor.kind, importance=importance, threads=1).data
 
     for rows in matrix.split(max(1, _PIECE_WEIGHTS // columns)):
-        yield partial(rounded, rows)
+        yield partial(_copied, rows, tensor.kind) if same else partial(rounded, rows)
+
+
+def _copied(rows: torch.Tensor, kind: str) -> Piece:
+    """The rows as they are; ModelError where one of their values is no finite number."""
+    _, bits, exponent = _WIDE[kind]
+    numbers = rows.contiguous().view(bits).numpy()
+    if (numbers & exponent == exponent).any():
+        raise not_finite()
+    return numbers.tobytes()
 
 
 def _as_float32(values: torch.Tensor) -> FloatArray:

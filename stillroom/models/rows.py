@@ -25,9 +25,13 @@ class Row:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     begun: float = 0.0
+    """When its prompt began to be read, and when its first token was there, by `time.perf_counter`."""
+    spoke: float = 0.0
 
     def add(self, token: int, logprob: float) -> None:
         """Take the token just drawn."""
+        if not self.ids:
+            self.spoke = time.perf_counter()
         self.ids.append(token)
         self.logprobs.append(logprob)
 
@@ -90,4 +94,5 @@ def _reply(row: Row, renderer: Renderer) -> Reply:
         prompt_tokens=len(row.prompt),
         completion_tokens=len(row.ids),
         seconds=time.perf_counter() - row.begun,
+        first_token_seconds=row.spoke - row.begun,
     )

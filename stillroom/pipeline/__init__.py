@@ -2,6 +2,6 @@
 
 from stillroom.pipeline.chain import parts, waiting
 from stillroom.pipeline.order import STAGES, Stage
-from stillroom.pipeline.running import Outlook, check, outlook, run_pipeline
+from stillroom.pipeline.running import Outlook, check, follow, outlook, run_pipeline
 
-__all__ = ["STAGES", "Outlook", "Stage", "check", "outlook", "parts", "run_pipeline", "waiting"]
+__all__ = ["STAGES", "Outlook", "Stage", "check", "follow", "outlook", "parts", "run_pipeline", "waiting"]

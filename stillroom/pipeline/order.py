@@ -31,6 +31,8 @@ class Stage:
     keeps: tuple[str, ...] = ()
     wanted: Callable[[Recipe], bool] = lambda recipe: True
     """Whether a recipe has this stage at all."""
+    trains: Callable[[Recipe], bool] = lambda recipe: False
+    """Whether it trains a model, in which the processes of a launcher take part."""
 
     def run(self, context: StageContext) -> dict[str, Any]:
         """Do the work; the module is imported only now."""
@@ -233,6 +235,7 @@ STAGES = (
             "teacher.json",
             "trained.json",
         ),
+        trains=lambda recipe: bool(recipe.classify and recipe.classify.prepare),
     ),
     Stage("filter", _filter, reads=("prompts", "teach"), keeps=("judgements.jsonl",)),
     # Each trained model has a mark of its own, which the stage compares.
@@ -249,12 +252,14 @@ STAGES = (
             "checkpoints",
             "rounds",
         ),
+        trains=lambda recipe: True,
     ),
     Stage(
         "align",
         _align,
         reads=("filter", "distil"),
         wanted=lambda recipe: recipe.align is not None,
+        trains=lambda recipe: True,
     ),
     # Each file that learns has a mark of its own, as the models of distil have.
     Stage(
@@ -262,6 +267,7 @@ STAGES = (
         _quantise,
         reads=("distil", "align"),
         keeps=("trained.json", "aware", "checkpoints"),
+        trains=lambda recipe: bool(recipe.aware_files),
     ),
     Stage(
         "evaluate", _evaluate, reads=("filter", "distil", "align", "quantise"), keeps=("models", *_TEACHERS)

@@ -7,6 +7,7 @@ import platform
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from stillroom import __version__
@@ -20,6 +21,7 @@ from stillroom.models.references import resolve_model
 from stillroom.models.teachers import check_terms, terms_of
 from stillroom.pipeline.chain import parts
 from stillroom.pipeline.order import STAGES, Stage
+from stillroom.ranks import alone, orders, tell
 from stillroom.stages.context import StageContext
 
 
@@ -125,13 +127,26 @@ def run_pipeline(
     return ran
 
 
+def follow() -> None:
+    """In every process of a launcher but the first: take part in the trainings that the first comes to, until it is done."""
+    stages = {stage.name: stage for stage in STAGES}
+    for order in orders():
+        stages[order["stage"]].run(StageContext(Run.open(Path(order["run"])), order["stage"]))
+
+
 def _run_stage(run: Run, item: Outlook, progress: Progress) -> None:
     stage = item.stage
     resumed = run.begin(stage.name, item.fingerprint, stage.keeps)
     why = "goes on where it stopped" if resumed else item.reason or "asked for"
     progress.say(f"{stage.name}: {why}")
     began = time.monotonic()
-    counts = stage.run(StageContext(run, stage.name, progress))
+    context = StageContext(run, stage.name, progress)
+    if stage.trains(run.recipe):
+        tell({"run": str(run.path), "stage": stage.name})
+        counts = stage.run(context)
+    else:
+        with alone():
+            counts = stage.run(context)
     seconds = time.monotonic() - began
     Manifest(
         stage=stage.name,

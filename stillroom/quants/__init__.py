@@ -5,9 +5,19 @@ from stillroom.quants.blocks import (
     BlockFormat,
     block_format,
     dequantise,
+    not_finite,
     quantise,
     row_size,
     simulate,
 )
 
-__all__ = ["FORMATS", "BlockFormat", "block_format", "dequantise", "quantise", "row_size", "simulate"]
+__all__ = [
+    "FORMATS",
+    "BlockFormat",
+    "block_format",
+    "dequantise",
+    "not_finite",
+    "quantise",
+    "row_size",
+    "simulate",
+]

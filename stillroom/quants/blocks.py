@@ -87,6 +87,11 @@ def row_size(kind: str, columns: int) -> int:
     return columns // form.values * form.size
 
 
+def not_finite() -> ModelError:
+    """What is said of weights that no file should hold."""
+    return ModelError("the weights hold infinities or NaN", do="train again or pick an earlier checkpoint")
+
+
 def quantise(
     weights: npt.NDArray[np.float32],
     kind: str,
@@ -127,9 +132,7 @@ def quantise(
     def work(first: int, count: int) -> None:
         piece = source[first : first + count]
         if not np.isfinite(piece).all():
-            raise ModelError(
-                "the weights hold infinities or NaN", do="train again or pick an earlier checkpoint"
-            )
+            raise not_finite()
         written = chunk(
             form.ggml_type,
             piece.ctypes.data,

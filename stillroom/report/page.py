@@ -24,7 +24,7 @@ from stillroom.report.lost import probe_tables, probe_title
 from stillroom.report.money import Money, money, money_facts, money_sentence
 from stillroom.report.plots import reliability_plots, training_plots
 from stillroom.report.rendering import render
-from stillroom.report.rows import Results, data_size, people_count, read_results, speed
+from stillroom.report.rows import Results, data_size, milliseconds, people_count, read_results, speed
 from stillroom.report.scale import Scale
 from stillroom.report.verdict import inherited, losses, title, verdict
 
@@ -151,6 +151,9 @@ def _costs(results: Results) -> list[Column]:
         ("Peak GPU memory", "size", "peak_gpu_memory_bytes", data_size),
         ("Tokens a second", "speed", "tokens_per_second", speed),
         ("Questions a second", "speed", "questions_per_second", speed),
+        ("First token, alone", "speed", "first_token_ms", milliseconds),
+        ("Prompt tokens a second, alone", "speed", "prompt_tokens_per_second", speed),
+        ("Tokens a second, alone", "speed", "tokens_per_second_alone", speed),
     )
     found = []
     for name, task, metric, show in columns:

@@ -201,6 +201,13 @@ def nats(value: float) -> str:
     return f"{value:.3g}"
 
 
+def milliseconds(value: float) -> str:
+    """A wait: 8.4 ms, 340 ms, 2.1 s."""
+    if value >= 1000:
+        return f"{value / 1000:.1f} s"
+    return f"{value:.0f} ms" if value >= 10 else f"{value:.1f} ms"
+
+
 def speed(tokens_per_second: float) -> str:
     """Tokens a second without false precision."""
     return f"{tokens_per_second:,.0f}" if tokens_per_second >= 10 else f"{tokens_per_second:.1f}"

@@ -20,6 +20,7 @@ from stillroom.lessons.filter.verification import final_answer
 from stillroom.lessons.questions import answered_questions, question_line
 from stillroom.models.rendering import Renderer
 from stillroom.models.writing import write_apart
+from stillroom.ranks import once
 from stillroom.stages.context import StageContext
 from stillroom.training.adapters import add_lora, merged
 from stillroom.training.aligning import align
@@ -41,9 +42,9 @@ def run(context: StageContext) -> dict[str, Any]:
     assert settings is not None, "the pipeline leaves this stage out"
     source = context.run.need("distil") / "student"
     renderer = Renderer.load(source, trust_remote_code=recipe.student.trust_remote_code)
-    found = list(_pairs(context))
+    found = once(lambda: list(_pairs(context)))
     fitting = [pair for pair in found if _length(pair, renderer) <= settings.max_length]
-    write_lines(folder / "pairs.jsonl", fitting)
+    once(lambda: write_lines(folder / "pairs.jsonl", fitting))
     train = [_columns(pair) for pair in fitting if pair["split"] == "train"]
     held_out = [_columns(pair) for pair in fitting if pair["split"] != "train"][:_HELD_OUT]
     if not train:
@@ -74,7 +75,7 @@ def run(context: StageContext) -> dict[str, Any]:
     )
     write_model(folder / "student", lambda scratch: save_student(whole, renderer.tokenizer, scratch, kind))
     with storage(folder):
-        shutil.rmtree(folder / "checkpoints")
+        once(lambda: shutil.rmtree(folder / "checkpoints"))
     del student
     gc.collect()
     lengths = {

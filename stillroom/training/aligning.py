@@ -13,9 +13,11 @@ from transformers import PrinterCallback
 
 from stillroom.contracts.errors import MissingExtra
 from stillroom.contracts.files import storage
+from stillroom.contracts.launchers import place
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe.align import Align
 from stillroom.models.hardware import bfloat16_is_quick
+from stillroom.ranks import once
 from stillroom.training.callbacks import (
     MetricsFile,
     ProgressCallback,
@@ -71,18 +73,19 @@ def align(
             "align needs TRL", got=str(error).partition("\n")[0], do="pip install stillroom[align]"
         ) from None
     steps = max(1, round(settings.epochs * len(pairs) / settings.batch_size))
-    micro = min(settings.micro_batch_size, settings.batch_size)
+    ranks = place()[1]
+    micro = min(settings.micro_batch_size, max(1, settings.batch_size // ranks))
     with storage(checkpoints):
         checkpoints.mkdir(parents=True, exist_ok=True)
         metrics.parent.mkdir(parents=True, exist_ok=True)
-        found = last_whole_checkpoint(checkpoints)
+        found = once(lambda: last_whole_checkpoint(checkpoints))
         transformers.utils.logging.set_verbosity_error()
         arguments = DPOConfig(
             output_dir=str(checkpoints),
             max_steps=steps,
             per_device_train_batch_size=micro,
             per_device_eval_batch_size=micro,
-            gradient_accumulation_steps=-(-settings.batch_size // micro),
+            gradient_accumulation_steps=-(-settings.batch_size // (micro * ranks)),
             learning_rate=settings.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=round(0.1 * steps),

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from stillroom.contracts.progress import Meter
+from stillroom.ranks import meet
 
 WHOLE = "whole"
 """Written into a checkpoint last; transformers writes checkpoints in place, so a killed save looks like one."""
@@ -25,6 +26,8 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep only what the resumed checkpoint had seen."""
+        if not state.is_world_process_zero:
+            return
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         kept = []
         for line in lines:
@@ -51,7 +54,8 @@ class WholeCheckpoints(TrainerCallback):
     """Marks each checkpoint as whole once all of it is on disk."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Sync the folder's files, then write the marker."""
+        """Sync the folder's files, then write the marker, once each rank has saved what is its own."""
+        meet()
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,9 +19,11 @@ from transformers.training_args import OptimizerNames
 
 from stillroom.contracts.errors import MissingExtra, UserError
 from stillroom.contracts.files import storage
+from stillroom.contracts.launchers import place
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.recipe import Curriculum, Distil, Past
 from stillroom.models.hardware import bfloat16_is_quick
+from stillroom.ranks import once
 from stillroom.training.averaging import Average
 from stillroom.training.batches import Beside, Draws, JoinedRows, RowSource, StepPlan, TrainingRow
 from stillroom.training.callbacks import (
@@ -76,7 +77,7 @@ class Training:
         self, lengths: np.ndarray, draws: Sequence[Draws] = (), beside: Beside | None = None
     ) -> StepPlan:
         """Which rows are in which step on this rank, for rows of so many tokens each."""
-        rank, ranks = _place()
+        rank, ranks = place()
         return StepPlan(
             lengths,
             batch_size=self.settings.batch_size,
@@ -94,7 +95,7 @@ class Training:
         with storage(self.checkpoints):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.metrics.parent.mkdir(parents=True, exist_ok=True)
-            return last_whole_checkpoint(self.checkpoints)
+            return once(lambda: last_whole_checkpoint(self.checkpoints))
 
     def run(
         self,
@@ -155,7 +156,7 @@ class Training:
             finally:
                 trainer.release()
         counts = {"steps": last, "lessons seen": last * settings.batch_size, "largest batch": plan.largest()}
-        return {**counts, **last_figures(self.metrics)}
+        return {**counts, **once(lambda: last_figures(self.metrics))}
 
 
 def fit(
@@ -228,7 +229,7 @@ def _trackers(names: Sequence[str], boards: Path | None) -> list[TrainerCallback
             expected="one of those that are installed and known to transformers",
             do=f"pip install {' '.join(sorted(missing))}, or take it out of distil.report_to",
         )
-    if boards is None or "tensorboard" not in names:
+    if boards is None or "tensorboard" not in names or place()[0]:
         return []
     from torch.utils.tensorboard import SummaryWriter
 
@@ -251,13 +252,6 @@ def _check_optimiser(name: str) -> None:
             got=f"distil.optimiser: {name}",
             expected=f"{', '.join(near or known[:4])} or another name that transformers knows as optim",
         )
-
-
-def _place() -> tuple[int, int]:
-    """This process's rank and how many there are: a launcher says it before anything is initialised."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def trains_in_bfloat16(settings: Distil) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.contracts.files import storage, write_json
+from stillroom.ranks import once
 
 _KEPT = ("metrics.jsonl", "training.json")
 """What a training leaves beside its model, in the folder of a baseline."""
@@ -47,24 +48,33 @@ class Keeping:
             counts: the file that its counts are kept in.
             work: trains it, with its checkpoints in the folder that it is given, and returns its counts.
         """
-        if self.holds(name, mark, model):
-            return json.loads(counts.read_text())
         checkpoints = self._folder / "checkpoints" / name
-        stamp = checkpoints / "mark"
-        if not (stamp.is_file() and stamp.read_text() == mark):
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            checkpoints.mkdir(parents=True)
-            stamp.write_text(mark)
+
+        def begin() -> dict[str, Any] | None:
+            if self.holds(name, mark, model):
+                return json.loads(counts.read_text())
+            stamp = checkpoints / "mark"
+            if not (stamp.is_file() and stamp.read_text() == mark):
+                shutil.rmtree(checkpoints, ignore_errors=True)
+                checkpoints.mkdir(parents=True)
+                stamp.write_text(mark)
+            return None
+
+        def end() -> None:
+            write_json(counts, found)
+            self.remember(name, mark)
+            shutil.rmtree(checkpoints)
+
+        if (kept := once(begin)) is not None:
+            return kept
         found = work(checkpoints)
-        write_json(counts, found)
-        self.remember(name, mark)
-        shutil.rmtree(checkpoints)
+        once(end)
         gc.collect()
         return found
 
 
 def write_model(folder: Path, write: Callable[[Path], object]) -> None:
-    """Have a model folder written under a temporary name and renamed, so that it is whole or absent.
+    """Have a model folder written under a temporary name and renamed, so that it is whole or absent; by one rank of several.
 
     Args:
         folder: where the model is to be; what a training leaves beside it stays.
@@ -74,7 +84,8 @@ def write_model(folder: Path, write: Callable[[Path], object]) -> None:
         StorageFault: the disk is full.
     """
     scratch = folder.with_name(f".{folder.name}.partial")
-    with storage(folder):
+
+    def work() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         write(scratch)
@@ -86,3 +97,6 @@ def write_model(folder: Path, write: Callable[[Path], object]) -> None:
         for item in sorted(scratch.iterdir(), key=lambda path: path.name == "config.json"):
             item.replace(folder / item.name)
         scratch.rmdir()
+
+    with storage(folder):
+        once(work)

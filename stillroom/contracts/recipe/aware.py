@@ -45,6 +45,13 @@ class AwareFile(Section):
     kind: Kind = Field(description="The kind of both files.")
     aware: Aware = Field(default_factory=Aware, description="How the second one learns.")
 
+    @field_validator("kind")
+    @classmethod
+    def _rounds(cls, kind: Kind) -> Kind:
+        if kind in ("F32", "F16", "BF16"):
+            raise ValueError(f"{kind} has nothing that weights could learn: take a kind of fewer bits")
+        return kind
+
     @property
     def name(self) -> str:
         """What follows `student-` in the name of the file that has learned."""

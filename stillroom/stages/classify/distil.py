@@ -15,6 +15,7 @@ from stillroom.contracts.records import content_key
 from stillroom.models.classes import question_text
 from stillroom.models.classifier import TextEncoder, load_classifier
 from stillroom.models.vocabulary import check_same_vocabulary
+from stillroom.ranks import once
 from stillroom.signals.classes import ClassBook
 from stillroom.stages.classify.job import ClassJob, Text, places
 from stillroom.stages.context import StageContext
@@ -128,9 +129,13 @@ class _Stage:
         """Train one of the recipe's baselines, or leave the student as it begins."""
         folder = self.context.folder / "baselines" / name
         if name == "before":
-            if not self.keeping.holds(name, mark := self._mark(None), folder):
-                self._save(self.untrained(), folder)
-                self.keeping.remember(name, mark)
+
+            def write() -> None:
+                if not self.keeping.holds(name, mark := self._mark(None), folder):
+                    self._save(self.untrained(), folder)
+                    self.keeping.remember(name, mark)
+
+            once(write)
             return {"steps": 0}
         rows = ClassRows(self.labelled() if name == "labels-only" else self.answers())
         if not len(rows):

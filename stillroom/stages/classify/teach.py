@@ -25,6 +25,7 @@ from stillroom.models.classifier import Classifier, TextEncoder
 from stillroom.models.opening import WhenAsked
 from stillroom.models.origins import teacher_identity
 from stillroom.models.references import resolve_model
+from stillroom.ranks import once
 from stillroom.signals.classes import SHARD, ClassBook
 from stillroom.stages.classify.job import ClassJob, Text, places
 from stillroom.stages.context import StageContext
@@ -44,7 +45,7 @@ def run(context: StageContext) -> dict[str, Any]:
         ModelError: the teacher cannot be loaded, or does not know any classes.
     """
     job, folder = ClassJob(context), context.folder
-    _forget_others(job, folder)
+    once(lambda: _forget_others(job, folder))
     counts: dict[str, Any] = {}
     if job.spec.prepare is not None:
         counts["teacher"] = _prepared(job, job.spec.prepare)
@@ -59,7 +60,7 @@ def run(context: StageContext) -> dict[str, Any]:
             trust_remote_code=context.recipe.teacher.trust_remote_code,
         ),
     )
-    return counts | _read(job, teacher) | _answered(job)
+    return counts | once(lambda: _read(job, teacher) | _answered(job))
 
 
 def _forget_others(job: ClassJob, folder: Path) -> None:

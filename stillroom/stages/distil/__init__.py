@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from stillroom.contracts.errors import DataError
+from stillroom.ranks import once
 from stillroom.stages.context import StageContext
 from stillroom.stages.distil.rounds import in_rounds
 from stillroom.stages.distil.stage import Apprentice, DistilStage
@@ -45,7 +46,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "student", folder / "student", folder / "metrics.jsonl", stage.objective, lambda: train
     )
     if not recipe.distil.rounds:  # those of an earlier recipe
-        shutil.rmtree(folder / "rounds", ignore_errors=True)
+        once(lambda: shutil.rmtree(folder / "rounds", ignore_errors=True))
     way = partial(in_rounds, stage) if recipe.distil.rounds else None
     counts |= {"models": {"student": stage.train(student, way)}}
     for name in recipe.baselines:

@@ -1,7 +1,8 @@
 """Training in rounds: the student writes, the teacher scores that, the student trains on, with one optimiser throughout.
 
 distil/rounds/NN holds what a round was made of, distil/rounds/signals the teacher's view of all of it, rounds.json what
-came of each. A killed run goes on with the round that it was at.
+came of each. A killed run goes on with the round that it was at. Where several processes train, the first of them alone
+writes, scores and keeps account, and the others read what it left.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import gc
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from stillroom.contracts.records import Lesson
 from stillroom.lessons.filter.verification import final_answer
 from stillroom.lessons.questions import answered_questions, question_line
 from stillroom.models.writing import write_apart, written_rows
+from stillroom.ranks import once
 from stillroom.stages.distil.stage import Apprentice, DistilStage
 from stillroom.training.batches import JoinedRows, MemoryRows, RowSource
 from stillroom.training.bookrows import BookRows
@@ -57,11 +60,7 @@ class _Rounds:
         self.calendar = Calendar(spec, stage.steps)
         self.lessons = apprentice.rows()
         self.log_file = checkpoints / "rounds.json"
-        if not self.log_file.is_file():  # of another training, or none
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            write_json(self.log_file, [])
-        self.log: list[dict[str, Any]] = read_json(self.log_file)
+        self.log: list[dict[str, Any]] = once(self._begin)
         if next(self._asked("train"), None) is None:
             raise DataError(
                 "there is nothing that the student could answer in rounds",
@@ -76,6 +75,19 @@ class _Rounds:
             if self._gone_stale():
                 break
             self._round(number)
+        return once(self._end)
+
+    def _begin(self) -> list[dict[str, Any]]:
+        """What came of the rounds that are done; what another training left is taken away."""
+        if not self.log_file.is_file():  # of another training, or none
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            write_json(self.log_file, [])
+        found: list[dict[str, Any]] = read_json(self.log_file)
+        return found
+
+    def _end(self) -> dict[str, Any]:
+        """Leave the chosen student in its folder and take the others away; returns the counts."""
         chosen = self._best() if self.spec.patience else self.log[-1]
         source = self.folder / ("best" if self.spec.patience else "student")
         self.stage.take(source, self.apprentice.folder)
@@ -98,9 +110,13 @@ class _Rounds:
 
     def _round(self, number: int) -> None:
         """Train up to a round, and have the student write and the teacher score, unless this was the last."""
+        self._train_until(number)
+        self.log = once(lambda: self._heard(number))
+
+    def _heard(self, number: int) -> list[dict[str, Any]]:
+        """The round's own writing, scored, and a line of what came of it in rounds.json; returns all lines."""
         home = self.folder / f"{number:02d}"
         home.mkdir(exist_ok=True)
-        self._train_until(number)
         line: dict[str, Any] = {"round": number, "step": self.calendar.begins(number)}
         self._write(home, number)
         line["score"] = self._score(home)
@@ -116,15 +132,15 @@ class _Rounds:
             f"{self._named(number)}: step {line['step']}, held-out lessons answered alike {line['score']:.1%}"
         )
         self.stage.context.progress.say(said)
+        return self.log
 
     # The student.
 
     def _train_until(self, number: int) -> None:
         """distil/rounds/student is the student at the beginning of this round."""
         stamp = self.folder / "student.round"
-        if stamp.is_file() and stamp.read_text() == str(number):
+        if once(lambda: stamp.is_file() and stamp.read_text() == str(number)):
             return
-        stamp.unlink(missing_ok=True)
         step, last = self.calendar.begins(number), number > self.spec.count
         written = [self._rows_of(earlier) for earlier in range(1, number)]
         student = self.stage.beginner()
@@ -141,11 +157,17 @@ class _Rounds:
                     )
                 ],
             )
-        self.stage.save(student, self.folder / "student")
+        once(partial(self._leave, student, number))
         del student
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _leave(self, student: Any, number: int) -> None:
+        """Write the student into its folder, and of which round it is."""
+        stamp = self.folder / "student.round"
+        stamp.unlink(missing_ok=True)
+        self.stage.save(student, self.folder / "student")
         stamp.write_text(str(number))
 
     def _copy_best(self) -> None:

@@ -25,6 +25,7 @@ from stillroom.models.references import resolve_model
 from stillroom.models.rendering import Rendered
 from stillroom.planning.memory import recipe_memory
 from stillroom.planning.sums import Shape
+from stillroom.ranks import once
 from stillroom.stages.context import StageContext
 from stillroom.stages.rows import LessonRows
 from stillroom.training.adapters import add_lora, merged
@@ -148,10 +149,14 @@ class DistilStage(LessonRows):
 
     def untaught(self, folder: Path) -> None:
         """Write the student before it has learned anything, unless it lies there."""
-        mark = self.origin()
-        if not self.keeping.holds("before", mark, folder):
-            self.save(self.untrained(rounded=False), folder)
-            self.keeping.remember("before", mark)
+
+        def write() -> None:
+            mark = self.origin()
+            if not self.keeping.holds("before", mark, folder):
+                self.save(self.untrained(rounded=False), folder)
+                self.keeping.remember("before", mark)
+
+        once(write)
 
     def train(self, apprentice: Apprentice, way: Way | None = None) -> dict[str, Any]:
         """Train one model unless its mark holds; returns its counts.

@@ -21,6 +21,7 @@ from stillroom.gguf import (
     read_importance,
     stored_blocks,
 )
+from stillroom.ranks import once
 from stillroom.stages.context import StageContext
 from stillroom.stages.quantise.aware import AwareTraining, Trained
 
@@ -36,10 +37,13 @@ def run(context: StageContext) -> dict[str, Any]:
         ModelError: the student cannot be converted, or went astray while it learned.
         ParityError: an unquantised file's log-probabilities, tokens or template differ from the student's.
     """
-    student = context.run.student
-    texts = _texts(context)
-    importance = _importance(context)
     trained = {item.name: AwareTraining(context, item).run() for item in context.recipe.aware_files}
+    return once(lambda: _write(context, trained))
+
+
+def _write(context: StageContext, trained: dict[str, Trained]) -> dict[str, Any]:
+    student = context.run.student
+    texts, importance = _texts(context), _importance(context)
     names = list(dict.fromkeys(["F16", *context.recipe.files]))
     record = context.folder / "files.json"
     files: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
