@@ -62,6 +62,8 @@ def rows(n: int = 500) -> list[ResultRow]:
         if model != "before":
             found.append(ResultRow(model, TASK, "confidence_when_wrong", 0.55, 0.48, 0.62, n=40))
             found += reliability(model)
+        if model.startswith("student"):
+            found += trust(model, shares[0])
         if model != "teacher":
             kept = shares[0] / 0.942
             found.append(
@@ -82,7 +84,52 @@ def rows(n: int = 500) -> list[ResultRow]:
         found.append(
             ResultRow(model, TASK, "difference", value, value - 0.02, value + 0.02, n=n, versus=other, p=p)
         )
-    return found + likelihood() + training()
+    return found + likelihood() + training() + probes()
+
+
+def probes() -> list[ResultRow]:
+    """Three of them: a curve, a table, and one whose figures are points."""
+    found = []
+    for model, shares in QUALITY.items():
+        for count in (1, 2, 3, 5, 8, 12, 16, 20):
+            told = round(shares[0] / (1 + 0.02 * count), 3)
+            found.append(
+                ResultRow(model, "probe: facts", "recall", told, *interval(told, 10), n=10, at=count)
+            )
+        for metric, value in (("right_rare", 0.9 * shares[0]), ("right_common", shares[0])):
+            found.append(ResultRow(model, "probe: rare", metric, value, *interval(value, 160), n=160))
+    for file, value in (("student-Q4_K_M", -0.01), ("labels-only-Q4_K_M", -0.024)):
+        whole = file.removesuffix("-Q4_K_M")
+        found.append(
+            ResultRow(file, "probe: quantised", "lost", value, value - 0.01, value + 0.01, 500, None, whole)
+        )
+    less = ResultRow(
+        "student-Q4_K_M",
+        "probe: quantised",
+        "lost_less",
+        0.014,
+        -0.004,
+        0.031,
+        500,
+        None,
+        "labels-only-Q4_K_M",
+    )
+    return [*found, less]
+
+
+def trust(model: str, right: float) -> list[ResultRow]:
+    """A student that is a little too sure, and more is kept the more the teacher answers."""
+    found = [
+        ResultRow(model, TASK, "overconfidence", 0.021, 0.004, 0.038, n=500),
+        ResultRow(model, TASK, "difference:overconfidence", 0.012, 0.002, 0.022, n=500, versus="teacher"),
+    ]
+    for share in (0.2, 0.5, 0.7, 0.9):
+        kept = 1 - share * (1 - right / 0.942)
+        found.append(
+            ResultRow(model, TASK, "cascade", kept, kept - 0.012, kept + 0.01, 500, share, "teacher")
+        )
+        found.append(ResultRow(model, TASK, "cascade_from", 1 - share / 2, n=500, at=share))
+    return found
 
 
 def likelihood() -> list[ResultRow]:
@@ -185,6 +232,8 @@ COUNTS: dict[str, dict[str, Any]] = {
         "stop": 11_802,
         "length": 38,
         "prompt tokens": 812_000,
+        "completion tokens": 640_000,
+        "dollars": 0.0,
         "signal_bytes": 14_210_000,
     },
     "filter": {
@@ -230,7 +279,11 @@ COUNTS: dict[str, dict[str, Any]] = {
             )
         }
     },
-    "evaluate": {"models": 7, "items": 500},
+    "evaluate": {
+        "models": 7,
+        "items": 500,
+        "probes left out": {"refusals": "the teacher refused none of its questions"},
+    },
 }
 
 
@@ -289,5 +342,21 @@ def finished_run(
         run.folder("evaluate") / "results.json",
         [to_line(row) for row in (rows() if results is None else results)],
     )
-    write_lines(run.folder("evaluate") / "samples.jsonl", samples() if lines is None else lines)
+    write_answers(run.folder("evaluate"), samples() if lines is None else lines)
     return run
+
+
+def write_answers(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """samples.jsonl, and the same questions with every model's verdicts."""
+    write_lines(folder / "samples.jsonl", lines)
+    write_lines(
+        folder / "items.jsonl",
+        [{name: line[name] for name in ("task", "messages", "reference")} for line in lines],
+    )
+    for model in lines[0]["answers"] if lines else ():
+        verdicts: dict[str, list[Any]] = {}
+        for line in lines:
+            verdicts.setdefault(line["task"], []).append(line["answers"][model])
+        if len(Path(model).parts) == 1:
+            (folder / "models").mkdir(exist_ok=True)
+            write_json(folder / "models" / f"{model}.json", {"verdicts": verdicts})

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -21,15 +17,14 @@ from finished_run import COUNTS, HOSTILE, QUALITY, TASK, finished_run, gguf_file
 from stillroom.contracts.errors import RecipeError
 from stillroom.contracts.records import ResultRow
 from stillroom.report.cards import dataset_card, model_card, public_name
-from stillroom.report.console import console_table, results_table
+from stillroom.report.console import console_table, rows_table
 from stillroom.report.drawing import Series, line_plot, thin
 from stillroom.report.gallery import compare, gallery
 from stillroom.report.headline import headline
 from stillroom.report.page import write_report
 from stillroom.report.rows import Results, data_size, percent
 from stillroom.report.verdict import title, verdict
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+from stillroom.report.versus import write_comparison
 
 
 class Words(HTMLParser):
@@ -167,6 +162,32 @@ def test_the_verdict_says_whether_signals_brought_the_student_nearer() -> None:
     assert "too close to tell" in unsure
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "high", "said"),
+    [
+        (0.012, 0.002, 0.022, "was inherited, to within 2.2 points"),
+        (
+            0.048,
+            -0.004,
+            0.113,
+            "500 questions are too few to tell whether the teacher’s calibration was inherited",
+        ),
+        (0.08, 0.03, 0.13, "it is surer of itself than its teacher is"),
+        (-0.08, -0.13, -0.03, "it is less sure of itself than its teacher is"),
+    ],
+)
+def test_the_teachers_calibration_is_inherited_only_where_that_is_shown(
+    value: float, low: float, high: float, said: str
+) -> None:
+    changed = [
+        replace(row, value=value, low=low, high=high) if row.metric == "difference:overconfidence" else row
+        for row in rows()
+    ]
+    text = " ".join(verdict(Results.of(changed)))
+    assert "its confidence is +2.1 points off how often it is right" in text
+    assert said in text
+
+
 def test_few_questions_are_a_caution() -> None:
     few = [replace(row, n=40) for row in rows()]
     assert "Only 40 questions" in " ".join(verdict(Results.of(few)))
@@ -185,7 +206,7 @@ def test_page_console_and_card_show_the_same_headline_figures(tmp_path: Path) ->
     )
     page, card = page_of(run), model_card(run, [Path("student-Q4_K_M.gguf")])
     assert all(value in page.text and value in card for value in shown.values())
-    assert results_table(run).row_count == len(QUALITY)
+    assert rows_table(rows()).row_count == len(QUALITY)
 
 
 def test_the_gallery_puts_what_the_student_lost_first_and_marks_the_wrong_fields(tmp_path: Path) -> None:
@@ -310,36 +331,30 @@ def test_gguf_fixture_is_a_gguf_file(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A real Chromium with an empty profile."""
-    if CHROMIUM is None or DRIVER is None:
-        reason = "chromium or chromedriver is not installed"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with tempfile.TemporaryDirectory() as profile:
-        for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync",
-                     "disable-component-update", "disable-dev-shm-usage", "no-first-run",
-                     f"user-data-dir={profile}"):  # fmt: skip
-            options.add_argument(f"--{flag}")
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-        yield driver
-        driver.quit()
-
-
-@pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a whole run with hostile samples."""
     return write_report(finished_run(tmp_path_factory.mktemp("report")))
 
 
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of two runs, the other one with hostile samples that the first has right, and a hostile setting."""
+    folder = tmp_path_factory.mktemp("comparison")
+    lines = samples()
+    for line in lines[::4]:
+        line["answers"]["student-Q4_K_M"] = {"text": HOSTILE, "correct": False, "confidence": 0.9}
+    other = finished_run(folder / "b", lines=lines, name="other", teach={"system": HOSTILE * 3})
+    write_comparison(finished_run(folder / "a"), other, folder / "page.html")
+    return folder / "page.html"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("page", ["report", "comparison"])
 def test_the_page_fits_the_screen_and_asks_for_nothing(
-    browser: Any, report: Path, width: int, scheme: str
+    browser: Any, page: str, request: pytest.FixtureRequest, width: int, scheme: str
 ) -> None:
+    report = request.getfixturevalue(page)
     screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -353,7 +368,7 @@ def test_the_page_fits_the_screen_and_asks_for_nothing(
     assert {url.partition(":")[0] for url in asked} <= {"file", "data"}, "no request leaves the page"
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.execute_script("return window.hacked") is None
-    assert "window.hacked" in browser.find_element("css selector", ".question").text
+    assert "window.hacked" in browser.find_element("css selector", ".item").text
     too_wide = browser.execute_script(
         "return [...document.querySelectorAll('svg text, h1, h2, h3, p, li, .cards div')].filter(e => !e.closest('.scroll')"
         " && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.textContent.slice(0, 60))"
@@ -395,3 +410,67 @@ def test_the_filter_hides_questions_on_which_all_agree(browser: Any, report: Pat
     browser.find_element("id", "disagreements").click()
     assert not agreed[0].is_displayed()
     assert browser.find_element("css selector", ".item:not(.agree)").is_displayed()
+
+
+@pytest.mark.parametrize("page", ["report", "comparison"])
+def test_every_table_and_link_is_reached_by_the_keyboard(
+    browser: Any, page: str, request: pytest.FixtureRequest
+) -> None:
+    """Tab goes through the page: to the skip link first, to every link, table that scrolls, box and summary, and on."""
+    path = request.getfixturevalue(page)
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 1440, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
+    browser.get(path.as_uri())
+    wanted = browser.execute_script(
+        "window.seen = new Set();"
+        "document.addEventListener('focusin', event => seen.add(event.target));"
+        "window.wanted = [...document.querySelectorAll('a, input, summary, [tabindex]')].filter(e => e.checkVisibility());"
+        "return wanted.length"
+    )
+    assert wanted > 10
+    keys = browser.find_element("css selector", "body")
+    for _ in range(wanted + 2):
+        keys = browser.switch_to.active_element
+        keys.send_keys("\ue004")
+    missed = browser.execute_script(
+        "return wanted.filter(e => !seen.has(e)).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert missed == []
+
+
+@pytest.mark.parametrize("page", ["report", "comparison"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_painted_has_contrast_enough(
+    browser: Any, page: str, request: pytest.FixtureRequest, scheme: str
+) -> None:
+    """WCAG 2.2 AA as the browser paints it: each text's colour against the nearest ground behind it."""
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get(request.getfixturevalue(page).as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    found = browser.execute_script(
+        """
+        const ground = e => {
+          for (; e; e = e.parentElement) {
+            const colour = getComputedStyle(e).backgroundColor;
+            if (!colour.endsWith(', 0)')) return colour;
+          }
+        };
+        const own = e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+        const pairs = new Set();
+        for (const e of document.body.querySelectorAll('*'))
+          if (own(e) && e.tagName !== 'title') {
+            const style = getComputedStyle(e);
+            pairs.add((e.closest('svg') ? style.fill : style.color) + ' on ' + ground(e));
+          }
+        return [...pairs];
+        """
+    )
+    assert len(found) >= 3
+    for pair in found:
+        text, behind = (
+            "#" + "".join(f"{int(c):02x}" for c in re.findall(r"\d+", one)[:3]) for one in pair.split(" on ")
+        )
+        assert contrast(text, behind) >= 4.5, pair

@@ -130,13 +130,49 @@ def _shown(runs: list[Run]) -> Iterator[Run]:
             yield run
 
 
-@verbs.command(epilog="Example: stillroom report runs/tickets")
-def report(path: RunPath) -> None:
-    """Write the report of a run anew: runs/NAME/report.html."""
+@verbs.command(
+    epilog="Examples: stillroom report runs/tickets; stillroom report runs/tickets --set report.keep=0.9; "
+    "stillroom report runs/tickets runs/smaller --out smaller.html"
+)
+def report(
+    path: RunPath,
+    other: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="Another run folder: the two are compared.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Page of a comparison. Empty: A-and-B.html beside the first run's folder."),
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """Write the report of a run anew, runs/NAME/report.html, or compare two runs on one page.
+
+    The same figures lie beside the page as .json and .csv.
+    """
+    first = _evaluated(path, sets)
+    if other is None:
+        from stillroom.report.page import write_report
+
+        if out is not None:
+            raise UserError(
+                "--out is for a comparison",
+                expected="two runs",
+                do="leave it out: a run's report lies in its folder",
+            )
+        print(write_report(first))
+        return
+    from stillroom.cli.results import show_comparison
+
+    second = _evaluated(other, sets)
+    show_comparison(first, second, out or path.parent / f"{path.name}-and-{other.name}.html")
+
+
+def _evaluated(path: Path, sets: list[str] | None) -> Run:
+    """A run whose evaluation is done; of a chain the last."""
     from stillroom.contracts.runfolder import Run
     from stillroom.pipeline import parts
-    from stillroom.report.page import write_report
 
-    found = parts(Run.open(path))[-1]
+    found = parts(Run.open(path, sets or ()))[-1]
     found.need("evaluate")
-    print(write_report(found))
+    return found

@@ -154,6 +154,10 @@ class Rejected:
     detail: str = ""
 
 
+PROBE = "probe: "
+"""What the tasks of rows about what is lost begin with; the probe's name follows."""
+
+
 @dataclass(frozen=True)
 class ResultRow:
     """One figure of evaluate/results.json; the report shows nothing that is not such a row.

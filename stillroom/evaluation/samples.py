@@ -1,4 +1,4 @@
-"""Answers side by side, for reading: the items on which models disagree come first."""
+"""What was asked, and answers side by side for reading: the items on which models disagree come first."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from stillroom.evaluation.tasks import EvaluationTask
 
 MOST = 200
 """Items of each task."""
+
+
+def asked(tasks: Sequence[EvaluationTask]) -> Iterator[dict[str, Any]]:
+    """Lines of evaluate/items.jsonl: each task's questions, in the order of the verdicts in evaluate/models/NAME.json.
+
+    So the models of another run can be held against these item by item.
+    """
+    for task in tasks:
+        for item in task.items or []:
+            yield {"task": task.name, "messages": item.messages, "reference": item.reference}
 
 
 def samples(tasks: Sequence[EvaluationTask], results: Sequence[ModelResult]) -> Iterator[dict[str, Any]]:

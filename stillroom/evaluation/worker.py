@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.contracts.child import Advance
-from stillroom.contracts.records import Lesson
+from stillroom.contracts.records import PROBE, Lesson
 from stillroom.evaluation.answering import answer_tasks
 from stillroom.evaluation.job import Job, ModelSpec, Settings
 from stillroom.evaluation.opening import load_libraries, open_model, weigh
@@ -68,8 +68,9 @@ def _opened(spec: ModelSpec, settings: Settings) -> Iterator[Any]:
 
 
 def _pace(model: Any, job: Job) -> Pace | None:
-    """Of the first task that asks questions."""
-    items = next((task.items for task in job.tasks if task.items), None)
+    """Of the first task that asks the run's own questions; a probe's say nothing about its speed."""
+    own = (task.items for task in job.tasks if task.items and not task.name.startswith(PROBE))
+    items = next(own, None)
     return measure_pace(model, items) if items else None
 
 

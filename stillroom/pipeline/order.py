@@ -188,9 +188,8 @@ def _quantise(run: Run) -> dict[str, Any]:
 def _evaluate(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     tools = recipe.teach.parameters.get("tools")
-    unused = (
-        set() if recipe.evaluate.teacher_files else {"teacher_files"}
-    )  # runs from before there were any still hold
+    # Only what is used: runs from before there were files of the teacher and probes still hold.
+    unused = {name for name in ("teacher_files", "probes") if not getattr(recipe.evaluate, name)}
     return {
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude=unused),
         "items": _contents(run, [task.file for task in recipe.evaluate.tasks if task.file]),

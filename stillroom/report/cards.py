@@ -14,13 +14,14 @@ import yaml
 
 from stillroom.contracts.recipe import Distil, Recipe
 from stillroom.contracts.recipe.schedule import Weight, peak
-from stillroom.contracts.runfolder import Run
+from stillroom.contracts.runfolder import Manifest, Run
 from stillroom.models.references import EMBEDDED, resolve_model
 from stillroom.models.teachers import Terms
 from stillroom.report.console import console_table
+from stillroom.report.decision import decide
 from stillroom.report.rendering import render
 from stillroom.report.rows import Results, percent, read_results
-from stillroom.report.sections import bars, number
+from stillroom.report.sections import Fact, bars, number
 from stillroom.report.verdict import losses, verdict
 
 
@@ -54,6 +55,7 @@ def model_card(
         teacher=public_name(recipe.teacher.model),
         origin=public_name(_origin(recipe)),
         files=[file.name for file in files],
+        decision=decide(results, recipe.report.keep),
         verdict=verdict(results) if results.shipped else [],
         table=console_table(results.rows),
         parities=_parities(_counts(run, "quantise")),
@@ -154,6 +156,26 @@ _CHECKS = {
     "code": "is code that passes the source's tests, run in a sandbox",
     "own": "passes a checker that the maker of this run wrote",
 }
+
+
+def origins(run: Run, found: dict[str, Manifest]) -> list[Fact]:
+    """Where the lessons come from and what they were held against, for the report's page."""
+    recipe = run.recipe
+    teach = found["teach"].counts if "teach" in found else {}
+    terms = teach.get("terms") or {}
+    held_out = [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate
+    facts = {
+        "Teacher": public_name(recipe.teacher.model),
+        "Its terms on training": f"{terms['training']} ({terms['licence']})" if terms else "",
+        "Questions from": ", ".join(public_name(source.title) for source in recipe.prompts),
+        "An answer is kept if it": _CHECKS.get(recipe.filter.verify, ""),
+        "Kept out of training": ", ".join(PurePath(name).name for name in held_out),
+        "Card of the lessons": "filter/dataset-card.md" if "filter" in found else "",
+        "Card of the model": "export/README.md" if "export" in found else "",
+    }
+    return [Fact(label, value) for label, value in facts.items() if value]
+
+
 _STEPS = {
     "answers": "answers",
     "sound": "whole, no refusal, no loop, as long and in the language asked for",

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stillroom.contracts.records import ResultRow
-from stillroom.contracts.runfolder import Run
-from stillroom.report.rows import Results, data_size, number, percent, read_results, speed
+from stillroom.report.rows import Results, data_size, number, percent, speed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,15 +19,6 @@ class ConsoleTable:
 
     columns: list[str]
     rows: list[list[str]]
-
-
-def results_table(run: Run) -> Table | None:
-    """The run's results for the terminal, or None where nothing was measured.
-
-    Raises:
-        DataError: results.json is not readable.
-    """
-    return rows_table(read_results(run.folder("evaluate")))
 
 
 def rows_table(rows: Iterable[ResultRow]) -> Table | None:
@@ -52,7 +42,7 @@ def rows_table(rows: Iterable[ResultRow]) -> Table | None:
 def console_table(rows: Iterable[ResultRow]) -> ConsoleTable:
     """Models by quality, size, speed and memory; a column that no model fills is left out."""
     results = Results.of(rows)
-    measured = {row.model for row in results.rows if row.task != "training"}
+    measured = {row.model for row in results.rows if row.task in (*results.tasks, "size", "speed")}
     cells = {model: _cells(results, model) for model in results.models if model in measured}
     titles = [title for title in next(iter(cells.values()), {}) if any(row[title] for row in cells.values())]
     return ConsoleTable(

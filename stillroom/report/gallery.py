@@ -10,7 +10,7 @@ import difflib
 import html
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from typing import Any
 from stillroom.checks.json_fields import parse_object, same
 from stillroom.checks.reasoning import CLOSE, OPEN, strip_reasoning
 from stillroom.contracts.files import read_lines
-from stillroom.report.rows import Results
+from stillroom.report.rows import Results, model_name
 
 _LONGEST = 1_500
 """Characters of a text that are shown."""
-_BUDGET = 900_000
+BUDGET = 900_000
 """Bytes of HTML that the samples may take, so that the page stays under two megabytes whatever they hold."""
 _ALIKE = 0.3
 """In texts less alike than this every word would be marked, which shows nothing."""
@@ -51,6 +51,8 @@ class Voice:
     """A model, how sure it was, and what it thought before it answered."""
 
     model: str
+    name: str
+    """What the page calls it."""
     confidence: float | None
     thought: str
 
@@ -105,13 +107,13 @@ def gallery(path: Path, results: Results) -> list[Group]:
         groups[id].total += 1
         most = next(most for name, _, most in _GROUPS if name == id)
         _keep(chosen[id], line, most)
-    allowance = _BUDGET
+    allowance = BUDGET
     for id, group in groups.items():
         for line in chosen[id]:
             if allowance <= 0:
                 break
-            item = _item(line, results.models)
-            allowance -= _weight(item)
+            item = shown_item(line, {model: model_name(model) for model in results.models})
+            allowance -= weight(item)
             group.items.append(item)
     return [group for group in groups.values() if group.total]
 
@@ -138,17 +140,18 @@ def _outcome(answers: dict[str, Any], student: str) -> str:
     return "gained" if own else "lost"
 
 
-def _item(line: dict[str, Any], models: Sequence[str]) -> Item:
+def shown_item(line: dict[str, Any], names: Mapping[str, str]) -> Item:
+    """A line of samples.jsonl as the page shows it; `names` has what each model is called, in the order of the answers."""
     turns = [turn["content"] for turn in line["messages"] if turn["role"] == "user"]
     question = turns[-1] if turns else ""
     reference = line.get("reference") or ""
-    order = {model: index for index, model in enumerate(models)}
+    order = {model: index for index, model in enumerate(names)}
     shown: list[Shown] = []
     for model in sorted(line["answers"], key=lambda model: order.get(model, len(order))):
         verdict = line["answers"][model]
         answer = strip_reasoning(verdict["text"])
         thought = verdict["text"].strip().removesuffix(answer).replace(OPEN, "").replace(CLOSE, "").strip()
-        voice = Voice(model, verdict.get("confidence"), clip(thought))
+        voice = Voice(model, names.get(model, model), verdict.get("confidence"), clip(thought))
         parts = compare(answer, reference)
         if verdict["correct"]:
             # The scorer forgives what does not matter, such as spaces: a right answer has nothing to mark.
@@ -200,7 +203,7 @@ def clip(text: str) -> str:
     return f"{text[:_LONGEST]}… ({len(text) - _LONGEST:,} more characters)"
 
 
-def _weight(item: Item) -> int:
+def weight(item: Item) -> int:
     """About how many bytes the item takes in the page, tags included."""
     return sum(len(html.escape(text).encode()) + 60 for text in _texts(item))
 

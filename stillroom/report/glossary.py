@@ -72,6 +72,11 @@ _BY_METRIC = {
         "The mean squared gap between how sure a model was of an answer and whether it was right (1 or 0). "
         "Lower is better.",
     ),
+    "cascade": Term(
+        "cascade",
+        "Cascade",
+        "Two models as one: the small one answers what it is sure enough of, the large one is asked for the rest.",
+    ),
     "difference": Term(
         "p",
         "p-value",

@@ -1,52 +1,32 @@
-"""report.html: one page, no network, no script; everything on it comes from the run's own files."""
+"""report.html: one page, no network, no script; everything on it comes from the run's own files.
+
+The same figures lie beside it: report.csv has the rows of the evaluation, report.json the verdict and the sums too.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import csv
+import io
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from stillroom.contracts.files import write_atomically
-from stillroom.contracts.records import ResultRow
+from stillroom.contracts.files import write_atomically, write_json
+from stillroom.contracts.records import ResultRow, to_line
 from stillroom.contracts.runfolder import Manifest, Run
 from stillroom.report import sections
-from stillroom.report.drawing import ticks
+from stillroom.report.cards import origins
+from stillroom.report.decision import Decision, cascades, decide
 from stillroom.report.gallery import gallery
 from stillroom.report.glossary import explained
 from stillroom.report.headline import headline
+from stillroom.report.lost import probe_tables, probe_title
+from stillroom.report.money import Money, money, money_facts, money_sentence
 from stillroom.report.plots import reliability_plots, training_plots
 from stillroom.report.rendering import render
 from stillroom.report.rows import Results, data_size, milliseconds, people_count, read_results, speed
-from stillroom.report.verdict import losses, title, verdict
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The common axis of a table's dots: shares of right answers as percent of the width."""
-
-    low: float
-    high: float
-
-    @staticmethod
-    def over(rows: list[ResultRow]) -> Scale:
-        """It starts at a round value where all are high, so that small differences show; its marks say so.
-
-        The untrained student has no say: it would press the others together.
-        """
-        ends = [
-            end for row in rows if row.model != "before" for end in (row.value, row.low) if end is not None
-        ]
-        lowest = min(ends, default=0.0)
-        return Scale(int(10 * lowest) / 10 if lowest > 0.3 else 0.0, 1.0)
-
-    @property
-    def marks(self) -> list[float]:
-        """Round shares for the axis."""
-        return ticks(self.low, self.high)
-
-    def at(self, value: float) -> float:
-        """Percent of the width; what is off the scale stands at its end."""
-        return round(100 * min(1.0, max(0.0, (value - self.low) / (self.high - self.low))), 2)
+from stillroom.report.scale import Scale
+from stillroom.report.verdict import inherited, losses, title, verdict
 
 
 @dataclass(frozen=True)
@@ -58,25 +38,36 @@ class Column:
 
 
 def write_report(run: Run) -> Path:
-    """Write the run's report.html and return its path.
+    """Write the run's report.html, report.json and report.csv and return the page's path.
 
     Raises:
-        DataError: a result or sample file is not readable.
+        DataError: a result or sample file, or the recipe's file of prices, is not readable.
     """
     folder, recipe = run.folder("evaluate"), run.recipe
     results = Results.of(read_results(folder))
     found = sections.manifests(run)
+    decision, sums = decide(results, recipe.report.keep), money(run, results, found)
+    saving = money_sentence(sums) if sums else None
+    said = verdict(results) + ([saving] if saving else [])
+    write_json(run.path / "report.json", _figures(results, decision, said, sums))
+    write_atomically(run.path / "report.csv", _csv(results))
     html = render(
         "report.html",
         run=run,
         recipe=recipe,
         results=results,
         title=title(results),
-        verdict=verdict(results),
+        decision=decision,
+        verdict=said,
         cards=headline(results.rows),
         losses=losses(results, results.shipped) if results.shipped else [],
+        probes=probe_tables(results),
+        unprobed=_unprobed(found),
         tasks=[_task(results, task) for task in results.tasks],
         costs=_costs(results),
+        sums=list(money_facts(sums, results.shipped)) if sums else [],
+        priced=sums is not None and sums.teacher is not None,
+        origins=origins(run, found),
         training=training_plots(
             results, soft_only=recipe.distil.loss.hard == 0 and recipe.distil.temperature == 1
         ),
@@ -96,6 +87,12 @@ def write_report(run: Run) -> Path:
     path = run.path / "report.html"
     write_atomically(path, html)
     return path
+
+
+def _unprobed(found: dict[str, Manifest]) -> dict[str, str]:
+    """The probes that could not be made, and why."""
+    missing = found["evaluate"].counts.get("probes left out", {}) if "evaluate" in found else {}
+    return {probe_title(name): why for name, why in missing.items()}
 
 
 def _task(results: Results, task: str) -> dict[str, Any]:
@@ -119,7 +116,30 @@ def _task(results: Results, task: str) -> dict[str, Any]:
             if results.find(model, task, "ece") or results.find(model, task, "brier")
         ],
         "reliability": reliability_plots(results, task),
+        "inherited": inherited(results, results.shipped, task) if results.shipped else None,
+        "cascades": cascades(results, results.shipped, task) if results.shipped else [],
     }
+
+
+def _figures(
+    results: Results, decision: Decision | None, said: list[str], sums: Money | None
+) -> dict[str, Any]:
+    return {
+        "title": title(results),
+        "decision": asdict(decision) if decision else None,
+        "verdict": said,
+        "headline": [asdict(card) for card in headline(results.rows)],
+        "money": asdict(sums) | {"saved": sums.saved, "break_even": sums.break_even} if sums else None,
+        "rows": [to_line(row) for row in results.rows],
+    }
+
+
+def _csv(results: Results) -> str:
+    text = io.StringIO()
+    file = csv.DictWriter(text, [field.name for field in fields(ResultRow)], lineterminator="\n")
+    file.writeheader()
+    file.writerows(asdict(row) for row in results.rows)
+    return text.getvalue()
 
 
 def _costs(results: Results) -> list[Column]:

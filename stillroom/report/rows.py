@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stillroom.contracts.files import read_json
-from stillroom.contracts.records import ResultRow, from_line
+from stillroom.contracts.records import PROBE, ResultRow, from_line
 
 _ORDER = ("first-teacher", "teacher", "before", "labels-only", "answers-only")
 _NAMES = {
@@ -19,6 +19,8 @@ _NAMES = {
     "answers-only": "Trained on answers only",
     "student": "Student",
 }
+_OWNERS = ("teacher", "student", "before", "labels-only", "answers-only")
+"""Models that files are made of."""
 _MEASURES = {"speed", "size", "training"}
 _METRICS = {"exact": "exact answers", "valid_json": "valid JSON", "loss": "loss", "kl": "KL to the teacher"}
 
@@ -63,8 +65,15 @@ class Results:
 
     @cached_property
     def tasks(self) -> list[str]:
-        """What the models were measured on, as the recipe orders it; sizes, speed and training left out."""
-        return list(dict.fromkeys(row.task for row in self.rows if row.task not in _MEASURES))
+        """What the models were measured on, as the recipe orders it; sizes, speed, training and probes left out."""
+        tasks = dict.fromkeys(row.task for row in self.rows if row.task not in _MEASURES)
+        return [task for task in tasks if not task.startswith(PROBE)]
+
+    @cached_property
+    def probes(self) -> list[str]:
+        """The probes of what is lost that were made, by name."""
+        tasks = dict.fromkeys(row.task for row in self.rows)
+        return [task.removeprefix(PROBE) for task in tasks if task.startswith(PROBE)]
 
     @property
     def scored(self) -> list[str]:
@@ -129,9 +138,9 @@ def is_file(model: str) -> bool:
 
 def model_name(model: str) -> str:
     """What people call it: `Student, Q4_K_M file`."""
-    owner, dash, kind = model.partition("-")
-    if owner in ("student", "teacher") and dash:
-        return f"{owner.capitalize()}, {kind} file"
+    owner = next((name for name in _OWNERS if model.startswith(f"{name}-")), None)
+    if owner is not None and model not in _NAMES:
+        return f"{_NAMES[owner]}, {model.removeprefix(f'{owner}-')} file"
     return _NAMES.get(model, model)
 
 

@@ -22,7 +22,9 @@ from stillroom.report.rows import (
 )
 
 _FEW = 100
-_SURE = 0.05
+SURE = 0.05
+_ALIKE = 0.05
+"""Two models whose confidence is off by amounts that differ by no more than this are calibrated alike."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def verdict(results: Results) -> list[str]:
     sentences += [_runs(results, model), _lost(results, model)]
     for task in results.scored:
         sentences += [_signals(results, task), _before(results, task), _squeezed(results, model, task)]
-        sentences += _instead(results, model, task)
+        sentences += [*_instead(results, model, task), inherited(results, model, task)]
         sentences.append(_caution(results, model, task))
     if results.scored:
         sentences += predicted
@@ -144,7 +146,7 @@ def _nearer(results: Results, task: str) -> str | None:
     if row is None or row.p is None or own is None or other is None:
         return None
     figures = f"{nats(own)} against {nats(other)} nats a token, {chance(row.p)}"
-    if row.p >= _SURE:
+    if row.p >= SURE:
         return f"Whether its training on the teacher’s signals brought it nearer is too close to tell ({figures})."
     side = "nearer to the teacher" if row.value < 0 else "further from the teacher"
     return (
@@ -213,6 +215,26 @@ def _squeezed(results: Results, model: str, task: str) -> str | None:
     )
 
 
+def inherited(results: Results, model: str, task: str) -> str | None:
+    """Whether the model is as sure of itself as its teacher is, for how often each is right."""
+    own, change = (results.find(model, task, key) for key in ("overconfidence", "difference:overconfidence"))
+    if own is None or change is None or change.low is None or change.high is None:
+        return None
+    said = (
+        f"On {task} its confidence is {points(own.value)} off how often it is right, the teacher’s "
+        f"{points(own.value - change.value)}"
+    )
+    evidence = f"a difference of {points(change.value)}, {span_points(change)}"
+    furthest = max(abs(change.low), abs(change.high))
+    if furthest <= _ALIKE:
+        return f"{said} ({evidence}): the teacher’s calibration was inherited, to within {points(furthest).lstrip('+')}."
+    if change.low <= 0 <= change.high:
+        few = f"{change.n:,} questions are too few to tell whether the teacher’s calibration was inherited"
+        return f"{said} ({evidence}): {few}."
+    side = "surer of itself" if change.value > 0 else "less sure of itself"
+    return f"{said} ({evidence}): it is {side} than its teacher is, so that the teacher’s calibration was not inherited."
+
+
 def _instead(results: Results, model: str, task: str) -> Iterator[str]:
     """Whether a quantised teacher would do instead of the student, by sizes and right answers."""
     for name in results.models:
@@ -229,7 +251,7 @@ def _compared(row: ResultRow, subject: str, question: str) -> str:
     tests = [span_points(row), chance(row.p) if row.p is not None else None]
     evidence = "; ".join(test for test in tests if test)
     evidence = f" ({evidence})" if evidence else ""
-    clear = row.p < _SURE if row.p is not None else row.low is not None and not _holds_zero(row)
+    clear = row.p < SURE if row.p is not None else row.low is not None and not _holds_zero(row)
     if clear and row.value != 0:
         verb = "gains" if row.value > 0 else "costs"
         size = points(abs(row.value)).lstrip("+")

@@ -14,17 +14,20 @@ from typing import Any, Literal
 from stillroom.contracts.classes import class_names, class_text
 from stillroom.contracts.errors import DataError, RecipeError, RunError
 from stillroom.contracts.files import digest, read_json, read_lines, write_json, write_lines
-from stillroom.contracts.recipe import Task
+from stillroom.contracts.recipe import AwareFile, Kind, Task
 from stillroom.contracts.records import ResultRow, content_key, to_line
 from stillroom.contracts.runfolder import Run
 from stillroom.evaluation.comparison import compare_models
 from stillroom.evaluation.job import ModelSpec, Settings
+from stillroom.evaluation.probes import Material, make_probes, probe_rows, probe_tasks, quantising_rows
 from stillroom.evaluation.results import ModelResult
 from stillroom.evaluation.running import evaluate_model
-from stillroom.evaluation.samples import samples
+from stillroom.evaluation.samples import asked, samples
 from stillroom.evaluation.tasks import EvaluationTask, held_out_lessons, load_task
 from stillroom.evaluation.training_curves import training_rows
+from stillroom.evaluation.trust import trust_rows
 from stillroom.gguf import export_once
+from stillroom.lessons.filter.refusals import refusal
 from stillroom.lessons.prompts.sources import read_questions, source_of
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model, resolve_tokenizer
@@ -41,7 +44,7 @@ _RESERVED = {"speed", "size", "training"}
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write evaluate/models/, samples.jsonl and results.json.
+    """Write evaluate/models/, items.jsonl, samples.jsonl and results.json.
 
     Raises:
         RecipeError: a task has a name that the results need for themselves.
@@ -60,13 +63,18 @@ def run(context: StageContext) -> dict[str, Any]:
     squeezed = [f"{TEACHER}-{kind}" for kind in recipe.evaluate.teacher_files]
     pairs += [(name, other) for name in quantised or [STUDENT] for other in squeezed]
     rows = compare_models(results, teacher=TEACHER, pairs=pairs, seed=recipe.seed)
+    rows += trust_rows(results, TEACHER, recipe.seed)
+    probed, left_out = _probed(context, specs, tasks, results)
+    rows += probed
     distil = context.run.need("distil")
     for name in (STUDENT, *recipe.baselines):
         rows += training_rows(name, _folder(distil, name) / "metrics.jsonl")
+    write_lines(context.folder / "items.jsonl", asked(tasks))
     write_lines(context.folder / "samples.jsonl", samples(tasks, results))
     write_json(context.folder / "results.json", [to_line(row) for row in rows])
     items = sum(len(task.items or ()) for task in tasks)
-    return {"models": len(specs), "items": items, **_headlines(rows)}
+    probes = {"probes left out": left_out} if left_out else {}
+    return {"models": len(specs), "items": items, **probes, **_headlines(rows)}
 
 
 def check_files(run: Run) -> None:
@@ -168,6 +176,7 @@ def model_specs(context: StageContext) -> list[ModelSpec]:
     trust = recipe.student.trust_remote_code
     teacher = _teacher(context)
     specs = [teacher, *_teacher_files(context, teacher)]
+    baseline_files = "quantised" in recipe.evaluate.wanted_probes and not recipe.classify
     folders: dict[str, Path] = {name: _folder(distil, name) for name in recipe.baselines}
     if recipe.align:
         folders[DISTILLED] = distil / STUDENT
@@ -175,6 +184,8 @@ def model_specs(context: StageContext) -> list[ModelSpec]:
     for name, folder in folders.items():  # the student last, beside its files
         own: Literal["local", "classifier"] = "classifier" if recipe.classify else "local"
         specs.append(ModelSpec(name, own, _made(folder), trust_remote_code=trust))
+    if baseline_files:
+        specs += _baseline_files(context, distil)
     for kind in recipe.files:
         name = f"{STUDENT}-{kind}"
         if recipe.classify:
@@ -208,6 +219,27 @@ def _teacher_files(context: StageContext, teacher: ModelSpec) -> Iterator[ModelS
             tokenizer=teacher.path,
             trust_remote_code=teacher.trust_remote_code,
         )
+
+
+def _baseline_files(context: StageContext, distil: Path) -> Iterator[ModelSpec]:
+    """The baselines as files of the student's kinds, which are written unless they are there."""
+    for name in context.recipe.baselines:
+        source = Path(_made(_folder(distil, name)))
+        for kind in _plain_kinds(context):
+            context.progress.say(f"{name}-{kind}.gguf is written, unless it is there")
+            file = export_once(source, context.folder / f"{name}-{kind}.gguf", kind, overwrite=True)
+            yield ModelSpec(
+                f"{name}-{kind}",
+                "gguf",
+                str(file),
+                tokenizer=str(source),
+                trust_remote_code=context.recipe.student.trust_remote_code,
+            )
+
+
+def _plain_kinds(context: StageContext) -> list[Kind]:
+    """The kinds of file that are rounded as they are, without learning to be."""
+    return [item for item in context.recipe.quantise if not isinstance(item, AwareFile)]
 
 
 def _teacher(context: StageContext) -> ModelSpec:
@@ -259,9 +291,13 @@ def _made(path: Path) -> str:
 
 
 def _measured(
-    context: StageContext, spec: ModelSpec, tasks: list[EvaluationTask], teacher: ModelSpec
+    context: StageContext,
+    spec: ModelSpec,
+    tasks: list[EvaluationTask],
+    teacher: ModelSpec,
+    known_as: str | None = None,
 ) -> ModelResult:
-    """What is known of a model already, or is found out now."""
+    """What is known of a model already, or is found out now and kept in models/, under the model's name if no other."""
     recipe = context.recipe
     settings = Settings(
         max_new_tokens=recipe.evaluate.max_new_tokens,
@@ -279,14 +315,43 @@ def _measured(
         [task.key for task in tasks],
         {name: value for name, value in asdict(settings).items() if name != "trusted"},
     )
-    path = context.folder / "models" / f"{spec.name}.json"
+    name = known_as or spec.name
+    path = context.folder / "models" / f"{name}.json"
     if (known := _known(path, key)) is not None:
-        context.progress.say(f"{spec.name} was measured before")
+        context.progress.say(f"{name} was measured before")
         return known
-    answers = path.with_name(f"{spec.name}-answers.jsonl") if spec.kind == "api" else None
+    answers = path.with_name(f"{name}-answers.jsonl") if spec.kind == "api" else None
     result = evaluate_model(spec, tasks, settings, teacher=live, answers=answers, progress=context.progress)
     write_json(path, {"key": key, **result.to_json()})
     return result
+
+
+def _probed(
+    context: StageContext, specs: list[ModelSpec], tasks: list[EvaluationTask], results: list[ModelResult]
+) -> tuple[list[ResultRow], dict[str, str]]:
+    """What the recipe's probes find, and which of them could not be made and why.
+
+    Their questions are asked apart from the tasks, so that a probe changes no figure of speed and none is measured twice.
+    """
+    recipe = context.recipe
+    wanted = recipe.evaluate.wanted_probes
+    if not wanted:
+        return [], {}
+    task = next(task for task in tasks if task.items)
+    material = Material(task, context.run.need("filter"), refusal, recipe.seed)
+    probes, left_out = make_probes(material, wanted, classes=recipe.classify is not None)
+    for name, why in left_out.items():
+        context.progress.say(f"probe {name} is left out: {why}")
+    questions = probe_tasks(probes)
+    asked = [
+        _measured(context, spec, questions, specs[0], f"{spec.name}-probes") for spec in specs if questions
+    ]
+    rows = list(probe_rows(probes, task.name, results, asked, teacher=TEACHER, seed=recipe.seed))
+    if "quantised" in wanted:
+        rows += quantising_rows(
+            results, task.name, STUDENT, recipe.baselines, _plain_kinds(context), recipe.seed
+        )
+    return rows, left_out
 
 
 def _first_teacher(context: StageContext, tasks: list[EvaluationTask]) -> list[ModelResult]:

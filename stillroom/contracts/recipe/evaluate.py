@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,9 @@ from stillroom.contracts.recipe.prompts import Form
 from stillroom.contracts.recipe.section import Section
 
 Score = Literal["json", "exact", "number", "maths", "choice", "tools", "code", "quotes", "likelihood"]
+
+
+ProbeName = Literal["facts", "outside", "rephrased", "format", "rare", "abstention", "refusals", "quantised"]
 
 
 class Task(Section):
@@ -68,6 +71,27 @@ class Evaluate(Section):
         description="Kinds of GGUF file, such as [Q4_K_M, Q2_K], that the teacher is quantised to and measured as: whether "
         "that would do instead of a student. The teacher must be a Hugging Face folder.",
     )
+
+    probes: list[ProbeName] | Literal["all"] = Field(
+        [],
+        description="What is lost beyond right and wrong, found out with questions made from the first task's and from the "
+        "lessons: `all`, or some of `facts` (facts in a question against recall), `outside` (questions outside the task), "
+        "`rephrased`, `format` (answers in the task's form), `rare` (answers rare among the lessons), `abstention`, "
+        "`refusals`, `quantised` (what quantising costs baselines). See docs/evaluation.md.",
+    )
+
+    @property
+    def wanted_probes(self) -> list[ProbeName]:
+        """The probes by name."""
+        return list(get_args(ProbeName)) if self.probes == "all" else list(dict.fromkeys(self.probes))
+
+    @model_validator(mode="after")
+    def _has_questions(self) -> Evaluate:
+        if self.probes and all(task.score == "likelihood" for task in self.tasks):
+            raise ValueError(
+                "evaluate.probes are made from questions with right answers: name a task that has some, or leave probes out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _own_titles(self) -> Evaluate:

@@ -17,6 +17,7 @@ from stillroom.contracts.recipe.export import Export, Importance
 from stillroom.contracts.recipe.filter import Filter
 from stillroom.contracts.recipe.models import Student, Teacher
 from stillroom.contracts.recipe.prompts import Mix, PromptSource, Splits
+from stillroom.contracts.recipe.report import Report
 from stillroom.contracts.recipe.schedule import peak, value_at
 from stillroom.contracts.recipe.section import Section
 from stillroom.contracts.recipe.teach import Teach
@@ -106,6 +107,7 @@ class Recipe(Section):
     )
     evaluate: Evaluate = Field(default_factory=Evaluate, description="How the models are measured.")
     export: Export = Field(default_factory=Export, description="What goes beside the model files.")
+    report: Report = Field(default_factory=Report, description="What the report's verdict goes by.")
 
     @field_validator("name")
     @classmethod
