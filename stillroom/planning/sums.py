@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 _BATCH = 512
 """Tokens that llama.cpp reads at once, for which a sliding window's cache has room besides the window."""
 
