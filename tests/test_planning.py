@@ -114,7 +114,9 @@ def test_minutes_are_those_of_earlier_runs_on_this_machine(folder: Path, tmp_pat
         pace.remember(earlier, "distil", {"lessons": 300, "tokens": 300 * 150}, seconds)
     text = planned(tmp_path, recipe)  # of twice the lessons
     steps = "time           distil about {}, 30 to 90, by 3 runs" if recipe.distil.steps else ""
-    assert (steps.format("40 s") if steps else "time           distil about 80 s, 60 to 180, by 3 runs") in text
+    assert (
+        steps.format("40 s") if steps else "time           distil about 80 s, 60 to 180, by 3 runs"
+    ) in text
     kept = json.loads((tmp_path / "runs/c/pace.json").read_text())["distil"]
     assert kept["seconds"] == 90.0
     assert kept["expected"] == pytest.approx(35.0)

@@ -69,7 +69,9 @@ def _lengths(recipe: Recipe, student: Shape | None, length: float) -> Iterator[s
     if not longest:
         return
     settings = [("export.context", recipe.export.context)]
-    if "max_length" in recipe.distil.model_fields_set or length > longest:  # as a default it is only a ceiling
+    if (
+        "max_length" in recipe.distil.model_fields_set or length > longest
+    ):  # as a default it is only a ceiling
         settings.append(("distil.max_length", recipe.distil.max_length))
     for key, value in settings:
         if value > longest:

@@ -81,7 +81,9 @@ def remember(run: Run, stage: str, counts: Mapping[str, Any], seconds: float) ->
         return
     before = expected(run, stage, work)
     found = _read(run.path)
-    found[stage] = asdict(Pace(_machine(), work, round(seconds, 2), round(before.seconds, 2) if before else None))
+    found[stage] = asdict(
+        Pace(_machine(), work, round(seconds, 2), round(before.seconds, 2) if before else None)
+    )
     write_json(run.path / FILE, found)
 
 
