@@ -111,7 +111,11 @@ def test_activations_are_what_autograd_keeps() -> None:
 def test_a_run_keeps_the_plan_beside_what_was_measured(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "teacher", seed=3)
     run, _ = trained(tmp_path / "live", recipe_of(str(folder), baselines=["answers-only"]))
-    counts = json.loads((run.path / "distil/manifest.json").read_text())["counts"]
+    manifest = json.loads((run.path / "distil/manifest.json").read_text())
+    counts = manifest["counts"]
+    kept = json.loads((run.path / "pace.json").read_text())["distil"]
+    assert (kept["seconds"], kept["expected"]) == (manifest["seconds"], None)
+    assert kept["work"] > 0
     memory = counts["models"]["student"]["memory"]
     assert memory["planned bytes"] > memory["planned"]["weights bytes"] > 0
     assert memory["planned"]["beside bytes"] > 0

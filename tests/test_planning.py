@@ -1,6 +1,7 @@
 """What a plan says before anything runs: sizes, memory, what would make it fit, warnings, minutes."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,3 +126,21 @@ def test_minutes_are_those_of_earlier_runs_on_this_machine(folder: Path, tmp_pat
     (tmp_path / "runs/c/pace.json").write_text(json.dumps({"distil": kept, "teach": {"odd": 1}}))
     (tmp_path / "runs/b/pace.json").write_text("{")
     assert "by one run on this machine" in planned(tmp_path, recipe)
+
+
+def test_a_student_with_another_template_than_its_teacher_is_warned_of(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "student"
+    shutil.copytree(folder, other)
+    recipe = recipe_of(str(folder), student={"model": str(other)})
+    assert "chat template" not in planned(tmp_path, recipe)
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    theirs = (folder / "chat_template.jinja").exists() or "chat_template" in (
+        folder / "tokenizer_config.json"
+    ).read_text()
+    assert ("has another chat template than its teacher" in planned(tmp_path, recipe)) == theirs
+    teacher = tmp_path / "teacher"
+    shutil.copytree(folder, teacher)
+    (teacher / "chat_template.jinja").write_text("{{ messages[0] }}")
+    recipe = recipe_of(str(teacher), student={"model": str(other)})
+    assert "has another chat template than its teacher" in planned(tmp_path, recipe)
+    assert f"{other}/chat_template.jinja" in planned(tmp_path, recipe)
