@@ -1,6 +1,7 @@
 """Advice is computed: shapes, speeds, costs, break-even, and where it turns."""
 
 import os
+import pty
 import subprocess
 import sys
 from dataclasses import replace
@@ -226,3 +227,26 @@ def test_the_verb_answers_without_torch_and_says_faults_plainly() -> None:
     )
     assert wrong.returncode == 2
     assert "this card is not in the table" in wrong.stderr
+
+
+def test_on_a_terminal_what_no_flag_says_is_asked() -> None:
+    ours, theirs = pty.openpty()
+    answers = ["medium", "", "5000", "", "24GB", "yes", "0.15", ""]  # width, stability, volume, latency, ...
+    os.write(ours, "".join(f"{line}\n" for line in answers).encode())
+    done = subprocess.run(
+        [sys.executable, "-m", "stillroom", "advise", "--prices", "2/8"],
+        stdin=theirs,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 0, done.stderr
+    assert "How wide is the task?" in done.stdout
+    assert "  width          medium\n" in done.stdout
+    assert "  volume         5,000 requests a day\n" in done.stdout
+    assert "  private        data may not leave\n" in done.stdout
+    assert "  stability      stable (assumed)" in done.stdout
+    assert "24.0 GB" in done.stdout

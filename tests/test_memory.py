@@ -74,10 +74,18 @@ def test_what_saves_memory_is_planned_to() -> None:
     live = training_memory(SHAPE, Distil(teacher="live"), 4096, bfloat16=False, teacher=SHAPE)
     assert live.total > whole.total + 4 * SHAPE.parameters
     assert training_memory(SHAPE, Distil(teacher="self"), 4096, bfloat16=False).beside == whole.weights
+    card = training_memory(SHAPE, Distil(), 4096, bfloat16=False, gpu=True)
+    assert (card.heap, card.total) == (0, whole.total - whole.heap)
+    assert training_memory(SHAPE, Distil(), 8192, bfloat16=False).heap > 1.5 * whole.heap
+    # Weights that are in halves already are not copied for products in halves.
+    base = {kind: Lora(rank=4, base=kind) for kind in ("float32", "bfloat16")}
+    wide, narrow = (training_memory(SHAPE, Distil(), 64, bfloat16=True, lora=lora) for lora in base.values())
+    assert wide.activations - narrow.activations == 2 * SHAPE.layers * SHAPE.layer_parameters
 
 
-def test_activations_are_what_autograd_keeps() -> None:
-    model = LlamaForCausalLM(
+@pytest.mark.parametrize("lora", [None, Lora(rank=8)])
+def test_activations_are_what_autograd_keeps(lora: Lora | None) -> None:
+    whole = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=64,
             hidden_size=128,
@@ -88,6 +96,7 @@ def test_activations_are_what_autograd_keeps() -> None:
             attn_implementation="sdpa",
         )
     )
+    model = add_lora(whole, lora, 0) if lora else whole
     for bfloat16 in (False, True):
         kept: dict[int, int] = {}
 
@@ -100,11 +109,11 @@ def test_activations_are_what_autograd_keeps() -> None:
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
         ):
-            model.model(input_ids=torch.zeros(2, 256, dtype=torch.int64), use_cache=False)
+            whole.model(input_ids=torch.zeros(2, 256, dtype=torch.int64), use_cache=False)
         weights = sum(weight.numel() * 4 for weight in model.parameters())
         found = sum(kept.values()) - (0 if bfloat16 else weights)
-        shape = Shape.of(model.config.to_dict())
-        planned = training_memory(shape, Distil(), 512, bfloat16=bfloat16).activations
+        shape = Shape.of(whole.config.to_dict())
+        planned = training_memory(shape, Distil(), 512, bfloat16=bfloat16, lora=lora).activations
         assert planned == pytest.approx(found, rel=0.15)
 
 
