@@ -1,6 +1,6 @@
 """What training takes in memory: the plan's figure beside what was measured, each setting in a process of its own.
 
-    python benchmarks/memory.py                 # ten settings, a few minutes on two cores
+    python benchmarks/memory.py                 # its settings, ten minutes on two cores
     python benchmarks/memory.py --only lora
 
 A Llama with random weights is trained for a few steps on rows of random tokens through the package's trainer. Measured is
@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "live teacher": {"teacher": {"hidden": 768, "layers": 8, "mlp": 2304}},
     "adafactor": {"optimiser": "adafactor"},
     "self": {"from": "self"},
+    "from a book": {"from": "book", "budget": 36},
+    "online": {"from": "online", "teacher": {"hidden": 768, "layers": 4, "mlp": 2304}, "rows": 4},
+    "lora, float32": {"lora": {"rank": 16}, "precision": "float32", "rows": 4},
 }
+
+
+class _Heard:
+    """Rows that all come with the same signals."""
+
+    def __init__(self, rows: Any, signals: Any) -> None:
+        self.rows, self.signals, self.lengths = rows, signals, rows.lengths
+
+    def __getitem__(self, index: int) -> Any:
+        return replace(self.rows[index], targets=self.signals)
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -56,6 +70,7 @@ def measure(name: str) -> dict[str, Any]:
     from stillroom.contracts.recipe import Distil, Lora
     from stillroom.planning.memory import training_memory
     from stillroom.planning.sums import Shape
+    from stillroom.signals import capture
     from stillroom.training.adapters import add_lora
     from stillroom.training.batches import MemoryRows
     from stillroom.training.fitting import fit
@@ -79,7 +94,12 @@ def measure(name: str) -> dict[str, Any]:
         )
 
     numbers = np.random.default_rng(0).integers(3, given["vocab"], (64, given["length"]))
-    rows = MemoryRows((row.tolist(), [False] + [True] * (len(row) - 1)) for row in numbers)
+    rows: Any = MemoryRows((row.tolist(), [False] + [True] * (len(row) - 1)) for row in numbers)
+    if "budget" in given:  # a teacher that is unsure of everything, so that the budget is used up
+        count = given["length"] - 1
+        keys = torch.arange(count)
+        known = capture(torch.randn(count, given["vocab"]) / 10, keys=keys, budget=given["budget"])
+        rows = _Heard(rows, known)
     kind = given.get("from", "live" if "teacher" in given else "book")
     settings = Distil(
         teacher=kind,
@@ -92,17 +112,23 @@ def measure(name: str) -> dict[str, Any]:
         gradient_checkpointing=given.get("gradient_checkpointing", False),
     )
     before = PartPeak()
-    teacher = model({**given, **given["teacher"]}).bfloat16() if "teacher" in given else None
+    teacher = model({**given, **given["teacher"]}) if "teacher" in given else None
+    if kind == "live":
+        teacher = teacher.bfloat16()
     student: Any = model(given)
     shape = Shape.of(student.config.to_dict())
     if lora:
         student = add_lora(student.to(getattr(torch, lora.base)), lora, 0)
-    hard = teacher is None and kind != "self"
+    hard = teacher is None and kind != "self" and "budget" not in given
     with tempfile.TemporaryDirectory() as folder:
         fit(
             student,
             rows,
-            objective=Objective(hard=1.0 if hard or kind == "self" else 0.0, soft=0.0 if hard else 1.0),
+            objective=Objective(
+                hard=1.0 if hard or kind == "self" else 0.0,
+                soft=0.0 if hard else 1.0,
+                mutual=kind == "online",
+            ),
             settings=settings,
             steps=4,
             seed=0,

@@ -29,11 +29,11 @@ from stillroom.contracts.errors import ModelError, ParityError, StorageFault
 from stillroom.contracts.records import Request, Sampling
 from stillroom.gguf import check_parity, export, export_once
 from stillroom.gguf import tensors as tensors_module
-from stillroom.gguf.mixes import Network, plan_mix
 from stillroom.gguf.vocabulary import PRE_TOKENIZERS
 from stillroom.models.llamacpp import LlamaCpp
 from stillroom.models.rows import Row
 from stillroom.quants import dequantise, quantise
+from stillroom.quants.mixes import Network, plan_mix
 
 SHORT = ("Once upon a time, there were 3 cats.\nThey'd go out & play!", "naïve  café\t12345")
 

@@ -2,6 +2,7 @@
 
 import json
 import mmap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_the_weights_are_those_of_the_model_and_adapters_those_of_peft() -> None
         tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config)
-    assert Shape.of(config.to_dict()) == SHAPE
+    assert Shape.of(config.to_dict()) == replace(SHAPE, context=config.max_position_embeddings)
     plan = training_memory(SHAPE, Distil(), 100, bfloat16=False)
     assert plan.weights == 4 * model.num_parameters()
     assert plan.optimiser == 8 * model.num_parameters()
@@ -73,10 +74,18 @@ def test_what_saves_memory_is_planned_to() -> None:
     live = training_memory(SHAPE, Distil(teacher="live"), 4096, bfloat16=False, teacher=SHAPE)
     assert live.total > whole.total + 4 * SHAPE.parameters
     assert training_memory(SHAPE, Distil(teacher="self"), 4096, bfloat16=False).beside == whole.weights
+    card = training_memory(SHAPE, Distil(), 4096, bfloat16=False, gpu=True)
+    assert (card.heap, card.total) == (0, whole.total - whole.heap)
+    assert training_memory(SHAPE, Distil(), 8192, bfloat16=False).heap > 1.5 * whole.heap
+    # Weights that are in halves already are not copied for products in halves.
+    base = {kind: Lora(rank=4, base=kind) for kind in ("float32", "bfloat16")}
+    wide, narrow = (training_memory(SHAPE, Distil(), 64, bfloat16=True, lora=lora) for lora in base.values())
+    assert wide.activations - narrow.activations == 2 * SHAPE.layers * SHAPE.layer_parameters
 
 
-def test_activations_are_what_autograd_keeps() -> None:
-    model = LlamaForCausalLM(
+@pytest.mark.parametrize("lora", [None, Lora(rank=8)])
+def test_activations_are_what_autograd_keeps(lora: Lora | None) -> None:
+    whole = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=64,
             hidden_size=128,
@@ -87,6 +96,7 @@ def test_activations_are_what_autograd_keeps() -> None:
             attn_implementation="sdpa",
         )
     )
+    model = add_lora(whole, lora, 0) if lora else whole
     for bfloat16 in (False, True):
         kept: dict[int, int] = {}
 
@@ -99,18 +109,22 @@ def test_activations_are_what_autograd_keeps() -> None:
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
         ):
-            model.model(input_ids=torch.zeros(2, 256, dtype=torch.int64), use_cache=False)
+            whole.model(input_ids=torch.zeros(2, 256, dtype=torch.int64), use_cache=False)
         weights = sum(weight.numel() * 4 for weight in model.parameters())
         found = sum(kept.values()) - (0 if bfloat16 else weights)
-        shape = Shape.of(model.config.to_dict())
-        planned = training_memory(shape, Distil(), 512, bfloat16=bfloat16).activations
+        shape = Shape.of(whole.config.to_dict())
+        planned = training_memory(shape, Distil(), 512, bfloat16=bfloat16, lora=lora).activations
         assert planned == pytest.approx(found, rel=0.15)
 
 
 def test_a_run_keeps_the_plan_beside_what_was_measured(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "teacher", seed=3)
     run, _ = trained(tmp_path / "live", recipe_of(str(folder), baselines=["answers-only"]))
-    counts = json.loads((run.path / "distil/manifest.json").read_text())["counts"]
+    manifest = json.loads((run.path / "distil/manifest.json").read_text())
+    counts = manifest["counts"]
+    kept = json.loads((run.path / "pace.json").read_text())["distil"]
+    assert (kept["seconds"], kept["expected"]) == (manifest["seconds"], None)
+    assert kept["work"] > 0
     memory = counts["models"]["student"]["memory"]
     assert memory["planned bytes"] > memory["planned"]["weights bytes"] > 0
     assert memory["planned"]["beside bytes"] > 0

@@ -32,8 +32,8 @@ from stillroom.gguf import (
     predict_size,
     read_importance,
 )
-from stillroom.gguf.mixes import Network, plan_mix
 from stillroom.quants import simulate
+from stillroom.quants.mixes import Network, plan_mix
 from stillroom.stages import quantise
 from stillroom.stages.context import StageContext
 

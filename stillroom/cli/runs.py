@@ -36,22 +36,33 @@ def _run_of(path: Path, sets: list[str] | None, runs: Path) -> Run:
     return Run(runs / recipe.name, recipe, (path if path.is_dir() else path.parent).resolve())
 
 
-@verbs.command(epilog="Example: stillroom plan tickets --set distil.batch_size=64")
-def plan(recipe: RecipePath, sets: Sets = None, runs: Runs = Path("runs")) -> None:
-    """Say what a run would do and what it needs, without doing it: stages, parameters, memory, disk."""
+@verbs.command(
+    epilog="Examples: stillroom plan tickets --set distil.batch_size=64; stillroom plan mine --vram 16GB"
+)
+def plan(
+    recipe: RecipePath,
+    sets: Sets = None,
+    runs: Runs = Path("runs"),
+    vram: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Plan for a card of this size, such as 16GB, instead of this machine."),
+    ] = None,
+) -> None:
+    """Say what a run would do and what it needs, without doing it: parameters, memory, minutes, files, disk, money."""
     from stillroom.lessons.expand.forecast import forecast, forecast_lines
     from stillroom.pipeline import parts, waiting
+    from stillroom.planning.machine import bytes_of
     from stillroom.planning.plan import Asked, plan_lines
 
+    card = bytes_of(vram) if vram else None
     found_runs = parts(_run_of(recipe, sets, runs))
     for run, waits in zip(found_runs, waiting(found_runs), strict=True):
         if waits:
             print(f"run            {run.path}: known once {run.recipe.teacher.model} is there")
             continue
         found = forecast(run)
-        for line in plan_lines(
-            run, Asked(found.answers, found.mean_tokens, list(forecast_lines(found, run)))
-        ):
+        asked = Asked(found.answers, found.mean_tokens, list(forecast_lines(found, run)))
+        for line in plan_lines(run, asked, vram=card):
             print(line)
 
 

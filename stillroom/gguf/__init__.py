@@ -10,10 +10,10 @@ from stillroom.gguf.importance import (
     lessons_of,
     read_importance,
 )
-from stillroom.gguf.mixes import MIXES, MixRow
 from stillroom.gguf.modelfile import Modelfile, parse_modelfile, write_modelfile
 from stillroom.gguf.parity import Parity, check_parity
 from stillroom.gguf.stored import block_formats, stored_blocks
+from stillroom.quants.mixes import MIXES, MixRow
 
 __all__ = [
     "MIXES",

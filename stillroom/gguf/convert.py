@@ -11,11 +11,11 @@ import gguf
 from stillroom.gguf.families import family_of, head_size, write_hyperparameters
 from stillroom.gguf.files import Stored, StoredTensor, file_head, file_size, write_whole
 from stillroom.gguf.importance import ImportanceMatrix
-from stillroom.gguf.mixes import MixRow, Network, mix_of, plan_mix
 from stillroom.gguf.rope import write_rope
 from stillroom.gguf.source import ModelFolder
 from stillroom.gguf.tensors import plan_tensors
 from stillroom.gguf.vocabulary import Vocabulary, read_vocabulary
+from stillroom.quants.mixes import MixRow, Network, mix_of, plan_mix
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def plan_file(folder: ModelFolder, kind: str, *, weighed_by: str | None = None) 
     """What the file of a folder will hold; nothing is written and no weight is read.
 
     Args:
-        kind: a name in `stillroom.gguf.mixes.MIXES`.
+        kind: a name in `stillroom.quants.mixes.MIXES`.
         weighed_by: source of the importance matrix that the weights will be quantised with; None: without one.
 
     Raises:

@@ -10,9 +10,9 @@ from stillroom.gguf.convert import plan_file, write_file
 from stillroom.gguf.families import context_length, family_of
 from stillroom.gguf.files import Stored, refuse_existing
 from stillroom.gguf.importance import ImportanceMatrix
-from stillroom.gguf.mixes import MixRow
 from stillroom.gguf.rope import original_context
 from stillroom.gguf.source import ModelFolder
+from stillroom.quants.mixes import MixRow
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def block_formats(folder: ModelFolder, kind: str) -> dict[str, str]:
     """The block format of each matrix of the folder in a file of some kind, by its name in the folder.
 
     Args:
-        kind: a name in `stillroom.gguf.mixes.MIXES`.
+        kind: a name in `stillroom.quants.mixes.MIXES`.
 
     Raises:
         ModelError: as `origins`, or there is no such kind.

@@ -21,6 +21,7 @@ from stillroom.models.references import resolve_model
 from stillroom.models.teachers import check_terms, terms_of
 from stillroom.pipeline.chain import parts
 from stillroom.pipeline.order import STAGES, Stage
+from stillroom.planning.pace import remember
 from stillroom.ranks import alone, orders, tell
 from stillroom.stages.context import StageContext
 
@@ -136,6 +137,7 @@ def follow() -> None:
 
 def _run_stage(run: Run, item: Outlook, progress: Progress) -> None:
     stage = item.stage
+    fresh = not run.folder(stage.name).exists()
     resumed = run.begin(stage.name, item.fingerprint, stage.keeps)
     why = "goes on where it stopped" if resumed else item.reason or "asked for"
     progress.say(f"{stage.name}: {why}")
@@ -160,6 +162,8 @@ def _run_stage(run: Run, item: Outlook, progress: Progress) -> None:
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions(),
     ).write(run.folder(stage.name))
+    if fresh:  # whoever found half of the work done was quicker
+        remember(run, stage.name, counts, seconds)
     progress.say(f"{stage.name}: done in {seconds:.1f} s{_headline(counts)}")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ANSWER_TOKENS, QUESTION_TOKENS = 100, 50
+"""Guesses where nothing has been answered yet."""
 _ROW_BYTES = 48
 """A row's length, key, offset and checksum, and its entry in the lookup."""
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+from stillroom.contracts.errors import UserError
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "xllamacpp", "gguf", "aiohttp")
 
@@ -39,6 +42,36 @@ def gpus() -> list[str]:
         if answer.returncode == 0
         else []
     )
+
+
+def gpu_bytes() -> int:
+    """Memory of the largest NVIDIA card, bytes; 0 where there is none."""
+    sizes = [int(words[-2]) for card in gpus() if len(words := card.split()) > 1 and words[-2].isdigit()]
+    return max(sizes, default=0) << 20
+
+
+def quick_at_bfloat16() -> bool:
+    """Whether this machine is quick at bfloat16, as far as can be told without torch."""
+    if gpu_bytes():
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def bytes_of(text: str) -> int:
+    """16GB, 16 GB, 512MB, 1.5TB or a bare number of GB, as bytes; a GB is 10^9.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise UserError("this is no size", got=text, expected="a size such as 16GB", do="give --vram 16GB")
+    power = "KMGT".index(found[2].upper() or "G") + 1
+    return round(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def size(value: float) -> str:

@@ -1,28 +1,23 @@
-"""What a run would do and what it needs, before anything runs: requests and money, memory, size of the book, disk.
-
-The minutes of training, of a local teacher and of the evaluation are not estimated.
-"""
+"""What a run would do and what it needs, before anything runs: requests and money, memory, minutes, book, disk."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-from stillroom.contracts.recipe import Prune, Recipe
+from stillroom.contracts.recipe import Recipe
 from stillroom.contracts.runfolder import Run
-from stillroom.models.origins import student_source
-from stillroom.models.references import resolve_model
-from stillroom.planning.capturing import capture_sums, hidden_bytes
+from stillroom.planning.capturing import ANSWER_TOKENS, QUESTION_TOKENS, Capture, capture_sums, hidden_bytes
+from stillroom.planning.cautions import caution_lines
 from stillroom.planning.machine import cores, memory_bytes, size
-from stillroom.planning.memory import recipe_memory
+from stillroom.planning.needs import disk_lines, file_lines, lesson_length, memory_lines
+from stillroom.planning.pace import TIMED, expected, work_of
+from stillroom.planning.shapes import shapes_of
 from stillroom.planning.sums import Shape
 
-_ANSWER_TOKENS = 100
-"""A guess at an answer's length where nothing has been answered yet."""
-_QUESTION_TOKENS, _VOCABULARY = 50, 150_000
-"""Guesses where the questions have not been read and the student's config is not here."""
+_VOCABULARY = 150_000
+"""A guess where the student's config is not here."""
 _API_BYTES = 70
 """Of a token's signal from an API's 20 likeliest: ids of up to 18 bits, a byte for each weight, the bucket."""
 
@@ -40,8 +35,13 @@ class Asked:
     lines: Sequence[tuple[str, str]]
 
 
-def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
+def plan_lines(run: Run, asked: Asked, *, vram: int | None = None) -> Iterator[str]:
     """The plan, a line each.
+
+    Args:
+        run: the run, of which nothing need be there.
+        asked: what asking the teacher comes to.
+        vram: bytes of the card to plan for; None: what this machine has.
 
     Raises:
         DataError, ModelError: a file or model that the recipe names is not there.
@@ -55,31 +55,44 @@ def plan_lines(run: Run, asked: Asked) -> Iterator[str]:
         yield from _classifier_lines(recipe, asked.answers)
         yield _machine_line()
         return
-    teacher, student = _shapes(run)
+    teacher, student = shapes_of(run)
+    length, book = lesson_length(asked.mean_tokens), 0.0
     if teacher:
         yield f"teacher        {teacher.parameters:,} parameters"
     if student:
         share = f", {student.parameters / teacher.parameters:.0%} of the teacher's" if teacher else ""
         yield f"student        {student.parameters:,} parameters{share}"
-        if teacher and student.parameters < 0.1 * teacher.parameters:
-            yield "  warning: under 10 % of the teacher's parameters the loss by compression becomes severe"
-        tokens = recipe.distil.micro_batch_size * 2 * _ANSWER_TOKENS
-        halves = recipe.distil.precision != "float32"
-        need = recipe_memory(recipe, student, teacher, tokens, bfloat16=halves).total
-        yield f"training       about {size(need)} at {recipe.distil.micro_batch_size} lessons of 200 tokens at once"
-        if need > memory_bytes():
-            yield f"  warning: this machine has {size(memory_bytes())}; lower distil.micro_batch_size"
-    answers = asked.answers
+        yield from memory_lines(recipe, student, teacher, length, vram)
     if recipe.teach.signal.kind != "none":
-        yield from _capture_lines(run, asked, teacher, student)
-    if answers < 500:
-        yield f"  warning: {answers} lessons: under 500 a student memorises examples rather than learns the task"
-    yield _steps_line(recipe, answers)
+        sums = _capture(recipe, asked, teacher, student)
+        book = sums.bytes
+        yield from _capture_lines(asked, teacher, sums)
+    yield from caution_lines(run, teacher, student, asked.answers, length)
+    yield _steps_line(recipe, asked.answers)
     if rounds := recipe.distil.rounds:
         spared = "" if recipe.distil.teacher != "book" else ", each scored by the teacher"
         yield f"rounds         {rounds.count} of up to {rounds.questions} answers by the student{spared}"
-    yield f"files          {_listed(['F16', *recipe.files])}"
+    yield from _time_lines(run, asked)
+    yield from file_lines(recipe, student, vram)
+    yield from disk_lines(run, student, book)
     yield _machine_line()
+
+
+def _time_lines(run: Run, asked: Asked) -> Iterator[str]:
+    """Seconds of each stage as earlier runs on this machine have it."""
+    length, known = asked.mean_tokens or ANSWER_TOKENS, 0
+    for stage in TIMED:
+        work = work_of(run, stage, asked.answers, length)
+        found = expected(run, stage, work) if work else None
+        if found:
+            known += 1
+            unit = "s" if found.seconds < 90 else "min"
+            per = 1 if unit == "s" else 60
+            spread = f", {found.low / per:,.0f} to {found.high / per:,.0f}" if found.runs > 1 else ""
+            runs = "one run" if found.runs == 1 else f"{found.runs} runs"
+            yield f"time           {stage} about {found.seconds / per:,.0f} {unit}{spread}, by {runs} on this machine"
+    if not known:
+        yield "time           known after the first run: its stages' seconds are kept in pace.json"
 
 
 def _missing_lines(run: Run) -> Iterator[str]:
@@ -122,61 +135,37 @@ def _classifier_lines(recipe: Recipe, questions: int) -> Iterator[str]:
     yield f"files          {_listed(['F32', *recipe.files]) if recipe.files else 'the Hugging Face folder alone'}"
 
 
-def _capture_lines(run: Run, asked: Asked, teacher: Shape | None, student: Shape | None) -> Iterator[str]:
-    """What the lesson book takes: bytes, and the teacher's time over it."""
-    recipe = run.recipe
-    length = asked.mean_tokens or _ANSWER_TOKENS
+def _capture(recipe: Recipe, asked: Asked, teacher: Shape | None, student: Shape | None) -> Capture:
     vocab = student.vocab if student else _VOCABULARY
     each, head = _API_BYTES if recipe.teacher.api else recipe.teach.signal.bytes_per_token, 0
     if recipe.teach.signal.kind == "hidden" and teacher:
         each, head = hidden_bytes(teacher.hidden, vocab, recipe.teacher.dtype)
-    sums = capture_sums(
+    return capture_sums(
         asked.answers,
-        question_tokens=_QUESTION_TOKENS,
-        answer_tokens=length,
+        question_tokens=QUESTION_TOKENS,
+        answer_tokens=asked.mean_tokens or ANSWER_TOKENS,
         vocab=vocab,
         bytes_per_token=each,
         head=head,
         parameters=teacher.parameters if teacher else None,
         flops=1e12,
     )
-    why = "as those so far have" if asked.mean_tokens else "a guess"
+
+
+def _capture_lines(asked: Asked, teacher: Shape | None, sums: Capture) -> Iterator[str]:
+    """What the lesson book takes: bytes, and the teacher's time over it."""
+    length, why = (
+        asked.mean_tokens or ANSWER_TOKENS,
+        "as those so far have" if asked.mean_tokens else "a guess",
+    )
     yield f"lesson book    at most {size(sums.bytes)} if answers have {length:,.0f} tokens ({why})"
-    if head:
-        yield f"               {size(head)} of it are the teacher's head, each token's hidden state {each:,} bytes"
+    if sums.head and teacher:
+        each = hidden_bytes(teacher.hidden, 1)[0]
+        yield f"               {size(sums.head)} of it are the teacher's head, each token's hidden state {each:,} bytes"
     if sums.seconds is not None:
         unit = "second" if sums.seconds < 90 else "minute"
         passed = sums.seconds if unit == "second" else sums.seconds / 60
         yield f"capture        {passed:,.0f} {unit}s of the teacher for each TFLOP/s that the machine really does"
-
-
-def _shapes(run: Run) -> tuple[Shape | None, Shape | None]:
-    """The teacher's and the student's sizes, None where they cannot be read here."""
-    recipe = run.recipe
-    teacher = None
-    if not recipe.teacher.api:
-        found = resolve_model(recipe.teacher.model, run.base)
-        teacher = Shape.read(found) if isinstance(found, Path) and found.is_dir() else None
-    source = student_source(recipe, run.base)
-    student = Shape.read(source) if isinstance(source, Path) else None
-    if student and recipe.student.prune:
-        student = _cut(student, recipe.student.prune)
-    if recipe.student.config:
-        student = None
-    return teacher, student
-
-
-def _cut(whole: Shape, prune: Prune) -> Shape:
-    """The sizes of what a recipe cuts out of a model; heads take their key-value heads with them."""
-    heads = prune.heads or whole.heads
-    return replace(
-        whole,
-        layers=prune.layers or whole.layers,
-        hidden=prune.hidden or whole.hidden,
-        mlp=prune.mlp or whole.mlp,
-        heads=heads,
-        kv_heads=max(1, whole.kv_heads * heads // whole.heads),
-    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from stillroom.contracts.conversations import with_system
@@ -221,7 +222,14 @@ class DistilStage(LessonRows):
         name = resolve_model(self.recipe.teacher.model, self.context.run.base) if live else None
         teacher = Shape.read(name) if isinstance(name, Path) else None
         recipe = self.recipe.model_copy(update={"distil": distil})
-        plan = recipe_memory(recipe, shape, teacher, tokens, bfloat16=trains_in_bfloat16(distil))
+        plan = recipe_memory(
+            recipe,
+            shape,
+            teacher,
+            tokens,
+            bfloat16=trains_in_bfloat16(distil),
+            gpu=torch.cuda.is_available(),
+        )
         parts = {f"{part} bytes": size for part, size in plan.parts.items() if size}
         return {"planned bytes": plan.total, **found, "planned": parts}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import gguf
 
 from stillroom.contracts.errors import ModelError
-from stillroom.quants import block_format, row_size
+from stillroom.quants.blocks import block_format, row_size
 
 
 @dataclass(frozen=True)
