@@ -225,10 +225,16 @@ def test_rows_say_what_was_counted() -> None:
     assert kept.value == pytest.approx(0.75)
     assert kept.low is not None
     assert kept.high is not None
-    assert kept.low < 0.75 < kept.high == 1.0
+    assert kept.low < 0.75 < kept.high < 1.2
     difference = found(rows, "student", "difference", "teacher")
     assert difference.value == pytest.approx(-0.2)
-    assert difference.p == pytest.approx(0.5)
+    assert (difference.p, difference.p_holm) == (pytest.approx(0.5), pytest.approx(0.5))
+    # Two of ten items are right in one of the models only: (1.96 sqrt(.2) + .842 sqrt(.1999))^2 / .0001.
+    needed = found(rows, "student", "items_for_a_point", "teacher")
+    assert needed.value == 15696
+    assert needed.low is not None
+    assert needed.high is not None
+    assert needed.low < needed.value < needed.high
     assert not [row for row in rows if row.model == "teacher" and row.metric == "retention"]
 
 
@@ -251,9 +257,24 @@ def test_two_models_are_compared_lesson_by_lesson() -> None:
     assert not [row for row in rows if row.versus == "another"]  # its tokens are not these
 
 
+def test_p_values_count_less_the_more_models_are_compared() -> None:
+    results = [
+        answered("teacher", [True] * 30, [0.5] * 30),
+        answered("student", [True] * 30, [0.5] * 30),
+        answered("before", [False] * 8 + [True] * 22, [0.5] * 30),
+        answered("labels-only", [False] * 6 + [True] * 24, [0.5] * 30),
+    ]
+    pairs = [("student", "before"), ("student", "labels-only"), ("student", "teacher")]
+    rows = [row for row in compare_models(results, pairs=pairs) if row.metric == "difference"]
+    assert [row.p for row in rows] == pytest.approx([2 / 2**8, 2 / 2**6, 1])
+    assert [row.p_holm for row in rows] == pytest.approx([6 / 2**8, 4 / 2**6, 1])
+
+
 def test_retention_of_the_teacher_itself_is_one() -> None:
     verdicts = answered("m", [True, False, True], [0.5] * 3).verdicts["tickets"]
-    assert retention(verdicts, verdicts) == (1.0, 1.0, 1.0)
+    found = retention(verdicts, verdicts)
+    assert found.value == 1.0
+    assert found.low < 1 < found.high  # three items say little
 
 
 def test_a_teacher_without_a_right_answer_and_a_model_without_confidence_leave_rows_out() -> None:

@@ -157,7 +157,8 @@ class ResultRow:
     """One figure of evaluate/results.json; the report shows nothing that is not such a row.
 
     `low` and `high` bound a 95 % interval where there is one. `at` places a point of a curve (a step, a
-    confidence), `versus` names the other model of a comparison, `p` is its two-sided p-value.
+    confidence), `versus` names the other model of a comparison, `p` is its two-sided p-value and `p_holm` what is left
+    of it among all comparisons of this metric (Holm's correction).
     """
 
     model: str
@@ -170,6 +171,7 @@ class ResultRow:
     at: float | None = None
     versus: str | None = None
     p: float | None = None
+    p_holm: float | None = None
 
 
 def to_line(record: Any) -> dict[str, Any]:

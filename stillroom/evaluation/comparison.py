@@ -13,6 +13,8 @@ from stillroom.stats import (
     bootstrap_mean,
     brier,
     expected_calibration_error,
+    holm,
+    items_to_tell,
     mcnemar_exact,
     paired_bootstrap_difference,
     paired_bootstrap_ratio,
@@ -21,6 +23,8 @@ from stillroom.stats import (
     wilson,
 )
 
+_POINT = 0.01
+"""The difference of shares that `items_for_a_point` is about."""
 _SIZES = (
     "file_bytes",
     "parameters",
@@ -42,8 +46,9 @@ def compare_models(
     Args:
         results: in the order of the rows.
         teacher: the model that the others' retention is taken against.
-        pairs: (model, other): rows `difference` of the first's share of right answers minus the second's, and
-            `difference:loss` and `difference:kl`, nats a token, where both were measured on held-out lessons.
+        pairs: (model, other): rows `difference` of the first's share of right answers minus the second's, with
+            `items_for_a_point`, and `difference:loss` and `difference:kl`, nats a token, where both were measured on
+            held-out lessons.
         seed: of the bootstrap intervals.
     """
     rows: list[ResultRow] = []
@@ -62,7 +67,7 @@ def compare_models(
         if name in by_name and other in by_name:
             rows += _differences(by_name[name], by_name[other], seed)
             rows += _nearer(by_name[name], by_name[other], seed)
-    return rows
+    return _among_all(rows)
 
 
 def retention(student: Sequence[Verdict], teacher: Sequence[Verdict], seed: int = 0) -> Interval:
@@ -156,6 +161,9 @@ def _differences(result: ModelResult, other: ModelResult, seed: int) -> Iterator
         pairs = list(zip(a, b, strict=True))
         p = mcnemar_exact(pairs.count((True, False)), pairs.count((False, True)))
         yield ResultRow(result.name, task, "difference", value, low, high, n=len(a), versus=other.name, p=p)
+        apart = wilson(sum(one != another for one, another in pairs), len(pairs))
+        needed = (float(items_to_tell(_POINT, share)) for share in apart)
+        yield ResultRow(result.name, task, "items_for_a_point", *needed, n=len(a), versus=other.name)
 
 
 def _nearer(result: ModelResult, other: ModelResult, seed: int) -> Iterator[ResultRow]:
@@ -170,6 +178,18 @@ def _nearer(result: ModelResult, other: ModelResult, seed: int) -> Iterator[Resu
                 interval = paired_bootstrap_ratio(change, ours.tokens, seed)
                 row = ResultRow(result.name, task, f"difference:{metric}", *interval, n=len(change))
                 yield replace(row, versus=other.name, p=sign_flip(change, seed))
+
+
+def _among_all(rows: list[ResultRow]) -> list[ResultRow]:
+    """The rows, each p-value with what is left of it among those of its metric: who looks often finds something."""
+    families: dict[str, dict[int, float]] = {}
+    for index, row in enumerate(rows):
+        if row.p is not None:
+            families.setdefault(row.metric, {})[index] = row.p
+    for family in families.values():
+        for index, left in zip(family, holm(list(family.values())), strict=True):
+            rows[index] = replace(rows[index], p_holm=left)
+    return rows
 
 
 def _shared(a: ModelResult, b: ModelResult) -> Iterator[tuple[str, list[Verdict], list[Verdict]]]:
