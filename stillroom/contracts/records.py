@@ -15,6 +15,9 @@ Message: TypeAlias = dict[str, Any]
 """One chat turn: {"role": "system" | "user" | "assistant", "content": str}; an assistant's may have `tool_calls` in OpenAI's
 form, and then no content."""
 
+SOURCE = "source"
+"""The role of a turn that says where a text stands. It is shown to no model: what follows it is read as plain text."""
+
 Finish: TypeAlias = Literal["stop", "length", "refused", "failed"]
 
 

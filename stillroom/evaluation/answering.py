@@ -33,7 +33,7 @@ def answer_tasks(
     *,
     trusted: bool = False,
 ) -> tuple[dict[str, list[Verdict]], Figures]:
-    """Verdicts by task, and what answering took.
+    """Verdicts by task, of those whose answers are written, and what writing took.
 
     All tasks go through one stream, so that batches stay full; equal questions are asked once. An item's tools are declared
     to the model.
@@ -48,12 +48,13 @@ def answer_tasks(
         ModelError, TeacherError: from the model.
     """
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, top_logprobs=int(spec.logprobs))
-    keys = {task.name: [_key(spec, item, sampling) for item in task.items] for task in tasks if task.items}
+    tasks = [task for task in tasks if task.written]
+    keys = {task.name: [_key(spec, item, sampling) for item in task.written] for task in tasks}
     copies = Counter(key for column in keys.values() for key in column)
     questions = {
         key: _request(key, item)
         for task in tasks
-        for key, item in zip(keys.get(task.name, ()), task.items or (), strict=True)
+        for key, item in zip(keys[task.name], task.written, strict=True)
     }
     kept = _kept(answers, questions)
     if kept:
@@ -71,9 +72,8 @@ def answer_tasks(
     if spec.kind == "api":
         _refuse_failures(spec, replies)
     verdicts = {
-        task.name: _judged(task.score, task.items, [replies[key] for key in keys[task.name]], trusted)
+        task.name: _judged(task.score, task.written, [replies[key] for key in keys[task.name]], trusted)
         for task in tasks
-        if task.items
     }
     asked = len(questions) - len(kept)
     return verdicts, Figures(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -126,6 +127,10 @@ def _likelihood(model: str, task: str, sums: Likelihood, seed: int) -> Iterator[
             yield ResultRow(
                 model, task, metric, *paired_bootstrap_ratio(column, sums.tokens, seed), n=len(column)
             )
+    if sums.bytes is not None:
+        for metric, units in (("perplexity", sums.tokens), ("byte_perplexity", sums.bytes)):
+            value, low, high = map(math.exp, paired_bootstrap_ratio(sums.loss, units, seed))
+            yield ResultRow(model, task, metric, value, low, high, n=len(units))
 
 
 def _cost(model: str, figures: Figures) -> Iterator[ResultRow]:
@@ -162,8 +167,10 @@ def _differences(result: ModelResult, other: ModelResult, seed: int) -> Iterator
         p = mcnemar_exact(pairs.count((True, False)), pairs.count((False, True)))
         yield ResultRow(result.name, task, "difference", value, low, high, n=len(a), versus=other.name, p=p)
         apart = wilson(sum(one != another for one, another in pairs), len(pairs))
-        needed = (float(items_to_tell(_POINT, share)) for share in apart)
-        yield ResultRow(result.name, task, "items_for_a_point", *needed, n=len(a), versus=other.name)
+        needed, least, most = (items_to_tell(_POINT, share) for share in apart)
+        yield ResultRow(
+            result.name, task, "items_for_a_point", needed, least, most, n=len(a), versus=other.name
+        )
 
 
 def _nearer(result: ModelResult, other: ModelResult, seed: int) -> Iterator[ResultRow]:

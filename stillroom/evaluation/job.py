@@ -66,8 +66,8 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Items and lessons in all; an API reads no lessons, since it does not tell whole distributions."""
-        return sum(task.size for task in self.tasks if task.items or self.spec.kind != "api")
+        """Items and lessons in all; an API only writes, since it does not tell what it thinks of given texts."""
+        return sum(len(task.written) if self.spec.kind == "api" else task.size for task in self.tasks)
 
     def to_json(self) -> str:
         """As JSON text."""

@@ -73,6 +73,26 @@ def judge(item: Item, reply: Reply, score: Score, *, trusted: bool = False) -> V
     return Verdict(reply.text, right, None, fields, confidence, reply.finish, why)
 
 
+def judge_ranking(item: Item, logprobs: list[float]) -> Verdict:
+    """The verdict on the option that a model finds likeliest: lm-eval's `acc`; of equals the first.
+
+    Where the options' words were ranked, the field `by length` says whether the option of the highest log-probability a
+    character is right: lm-eval's `acc_norm`. The confidence is the chosen option's probability among the options.
+
+    Args:
+        item: with its options.
+        logprobs: of each option, summed over its tokens, natural log.
+    """
+    options = item.options or []
+    best = max(range(len(options)), key=logprobs.__getitem__)
+    others = math.fsum(math.exp(value - logprobs[best]) for value in logprobs)
+    fields = {}
+    if any(len(option) > 1 for option in options):
+        by_length = [value / max(1, len(option)) for value, option in zip(logprobs, options, strict=True)]
+        fields["by length"] = max(range(len(options)), key=by_length.__getitem__) == item.right
+    return Verdict(options[best], best == item.right, None, fields, confidence=1 / others)
+
+
 def _plainly(check: Verifier) -> _Check:
     return lambda case, trusted: (check(case), {})
 

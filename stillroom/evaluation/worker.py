@@ -46,6 +46,13 @@ def measure(job: Job, advance: Advance) -> ModelResult:
         )
         if job.spec.kind == "api":
             return ModelResult(job.spec.name, verdicts, {}, figures)
+        if any(task.ranked for task in job.tasks):
+            # Not at the top: it brings the tokenizers' library, which an API's process does without.
+            from stillroom.evaluation.ranking import rank_tasks
+
+            chosen, choosing = rank_tasks(model, job.tasks, advance)
+            # A model's speed is that of its writing, where it writes.
+            verdicts, figures = verdicts | chosen, figures if verdicts else choosing
         lessons = {task.name: task.lessons for task in job.tasks if task.lessons}
         if lessons and not verdicts:
             _warm_up(model, next(iter(lessons.values()))[0], job.settings.max_length)
@@ -78,12 +85,17 @@ def _likelihoods(
     # Not at the top: it brings torch, which an API's process does without.
     from stillroom.evaluation.likelihood import likelihood
 
+    texts = {task.name for task in job.tasks if task.score == "perplexity"}
+
     def each() -> None:
-        advance(1, "held-out lessons")
+        advance(1, "texts and held-out lessons" if texts else "held-out lessons")
 
     def read(teacher: Any) -> dict[str, Likelihood]:
         longest = job.settings.max_length
-        return {task: likelihood(model, teacher, items, longest, each) for task, items in lessons.items()}
+        return {
+            task: likelihood(model, teacher, items, longest, each, texts=task in texts)
+            for task, items in lessons.items()
+        }
 
     if job.teacher is None:
         return read(None)

@@ -186,11 +186,14 @@ def _quantise(run: Run) -> dict[str, Any]:
 def _evaluate(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     tools = recipe.teach.parameters.get("tools")
-    unused = (
-        set() if recipe.evaluate.teacher_files else {"teacher_files"}
-    )  # runs from before there were any still hold
+    # Runs from before there were teacher's files, and options to be ranked, still hold.
+    unused = set() if recipe.evaluate.teacher_files else {"teacher_files"}
+    found = recipe.evaluate.model_dump(mode="json", exclude=unused)
+    for task in found["tasks"]:
+        if task["score"] != "likeliest":
+            del task["options"]
     return {
-        "evaluate": recipe.evaluate.model_dump(mode="json", exclude=unused),
+        "evaluate": found,
         "items": _contents(run, [task.file for task in recipe.evaluate.tasks if task.file]),
         "teach": {"system": recipe.teach.system} | ({"tools": tools} if tools else {}),
         "seed": recipe.seed,

@@ -11,7 +11,19 @@ from stillroom.contracts.recipe.export import Kind
 from stillroom.contracts.recipe.prompts import Form
 from stillroom.contracts.recipe.section import Section
 
-Score = Literal["json", "exact", "number", "maths", "choice", "tools", "code", "quotes", "likelihood"]
+Score = Literal[
+    "json",
+    "exact",
+    "number",
+    "maths",
+    "choice",
+    "likeliest",
+    "tools",
+    "code",
+    "quotes",
+    "likelihood",
+    "perplexity",
+]
 
 
 class Task(Section):
@@ -26,9 +38,12 @@ class Task(Section):
     score: Score = Field(
         description="How an answer is held against the right one; the names are those of filter.verify. `json`: every field "
         "of the JSON answer must be right. `exact`: the answer's text must be equal. `number`, `maths`: its final number, "
-        "its result in mathematics. `choice`: its letter. `tools`: its calls of tools. `code`: its Python must pass the "
+        "its result in mathematics. `choice`: its letter. "
+        "`likeliest`: nothing is written; of a multiple choice's options the one that the model finds likeliest must be the "
+        "right one. `tools`: its calls of tools. `code`: its Python must pass the "
         "question's tests, run in a sandbox. `quotes`: it quotes, its quotes stand in the question's document, and the "
-        "right answer's words stand in it. `likelihood`: loss and KL to the teacher on the held-out lessons.",
+        "right answer's words stand in it. `likelihood`: loss and KL to the teacher on the held-out lessons. "
+        "`perplexity`: of a file of texts, with loss and KL.",
     )
     form: Form = Field(
         "auto", description="Of the file, as for a source of prompts: `auto` recognises published benchmarks."
@@ -38,6 +53,11 @@ class Task(Section):
     )
     name: str | None = Field(None, description="What the report calls it. Empty: the file's name.")
     limit: int | None = Field(None, ge=1, description="Use at most this many items.")
+    options: Literal["letter", "text"] = Field(
+        "letter",
+        description="What `score: likeliest` ranks: the options' letters, after the question with its options, or their "
+        "words, after the bare question.",
+    )
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Task:
@@ -45,9 +65,16 @@ class Task(Section):
             raise ValueError(
                 "a task with `score: likelihood` takes no file: it reads the lessons held out of training"
             )
+        if self.score == "perplexity" and (self.file is None or self.form != "auto"):
+            raise ValueError("a task with `score: perplexity` takes a file of texts, and no form")
         if self.form in ("corpus", "documents"):
             raise ValueError(f"{self.form} hold no questions to be measured on")
         return self
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is made of questions, not of texts or lessons to be predicted."""
+        return self.score not in ("likelihood", "perplexity")
 
     @property
     def title(self) -> str:
