@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 
 from stillroom.checks import (
     COMPARED,
@@ -87,7 +88,7 @@ def judge_ranking(item: Item, logprobs: list[float]) -> Verdict:
     best = max(range(len(options)), key=logprobs.__getitem__)
     others = math.fsum(math.exp(value - logprobs[best]) for value in logprobs)
     fields = {}
-    if any(len(option) > 1 for option in options):
+    if options != list(ascii_uppercase[: len(options)]):
         by_length = [value / max(1, len(option)) for value, option in zip(logprobs, options, strict=True)]
         fields["by length"] = max(range(len(options)), key=by_length.__getitem__) == item.right
     return Verdict(options[best], best == item.right, None, fields, confidence=1 / others)
