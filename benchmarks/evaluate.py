@@ -1,4 +1,4 @@
-"""The same items scored by stillroom and by lm-eval, and by a loop that reads one answer at a time: scores and seconds.
+"""The same items scored by stillroom and by lm-eval, and by a loop that reads one answer at a time: scores and CPU seconds.
 
     pip install lm-eval
     python benchmarks/evaluate.py --data ../shared/data
@@ -7,8 +7,8 @@
 Questions of MMLU, ranked by letter and by the options' words, and GSM8K's questions as plain texts, by perplexity a byte.
 The model is a Llama of random weights with stories260k's tokenizer unless --model names a folder without a chat template:
 what is compared are sums of log-probabilities, which are as good with a model that knows nothing. float32, equal batches,
-the same threads, loading left out; the median of --runs, alternating. Of lm-eval only its model's part counts, tokenising
-and the passes, which is what it is compared in; what it does before and after is left out. Without lm-eval installed its
+the same threads, loading left out; the process's seconds of CPU, the median of --runs, alternating. Of lm-eval only its
+model's part counts, tokenising and the passes; what it does before and after is left out. Without lm-eval installed its
 lines are left out.
 """
 
@@ -143,9 +143,9 @@ def lm_eval_way(folder: Path, batch_size: int, begins: bool) -> Callable[[Evalua
             return self._timed(super().loglikelihood_rolling, *args, **options)
 
         def _timed(self, request: Callable[..., Any], *args: Any, **options: Any) -> Any:
-            started = time.perf_counter()
+            started = time.process_time()
             found = request(*args, **options)
-            self.seconds += time.perf_counter() - started
+            self.seconds += time.process_time() - started
             return found
 
     model = Timed(
@@ -203,9 +203,9 @@ def _config(task: EvaluationTask) -> dict[str, Any]:
 def timed(
     score: Callable[[LocalModel, EvaluationTask], dict[str, float]], model: LocalModel, task: EvaluationTask
 ) -> Found:
-    """A way's scores and seconds."""
-    started = time.perf_counter()
-    return Found(score(model, task), time.perf_counter() - started)
+    """A way's scores and CPU seconds."""
+    started = time.process_time()
+    return Found(score(model, task), time.process_time() - started)
 
 
 def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ from stillroom.evaluation.job import Job
 from stillroom.evaluation.likelihood import likelihood
 from stillroom.evaluation.samples import samples
 from stillroom.evaluation.scoring import judge
+from stillroom.evaluation.tasks import Draws
 from stillroom.evaluation.training_curves import training_rows
 from stillroom.evaluation.worker import measure
 from stillroom.gguf.export import export
@@ -257,6 +258,18 @@ def test_two_models_are_compared_lesson_by_lesson() -> None:
     assert not [row for row in rows if row.versus == "another"]  # its tokens are not these
 
 
+def test_several_answers_give_pass_at_k_and_the_first_one_the_verdict() -> None:
+    tries = [[True, False, False, False, True], [False] * 5, [False, True, True, True, True]]
+    verdicts = [Verdict("t", column[0], tries=column) for column in tries]
+    rows = compare_models([ModelResult("m", {"t": verdicts})])
+    assert found(rows, "m", "exact").value == pytest.approx(1 / 3)
+    # Of 2, 0 and 4 right answers in 5: one minus the share of choices of k that hold none.
+    for k, value in {1: (2 + 0 + 4) / 15, 2: (0.7 + 0 + 1) / 3, 4: (1 + 0 + 1) / 3, 5: 2 / 3}.items():
+        row = found(rows, "m", f"pass@{k}")
+        assert (row.value, row.n) == (pytest.approx(value), 3)
+    assert [row.metric for row in rows].count("pass@5") == 1
+
+
 def test_p_values_count_less_the_more_models_are_compared() -> None:
     results = [
         answered("teacher", [True] * 30, [0.5] * 30),
@@ -393,6 +406,27 @@ def test_equal_questions_are_asked_once_and_judged_by_each_task(
     assert sum(v.correct for v in verdicts["words"]) == 6
     assert sum(v.correct for v in verdicts["twin"]) == 0
     assert sum(done) == 20
+
+
+def test_several_answers_are_drawn_each_for_itself_and_kept_apart_from_the_greedy_one(
+    model: LocalModel, tmp_path: Path
+) -> None:
+    items = [Item(user(f"question {i}"), "nobody says this") for i in range(3)]
+    greedy = EvaluationTask("greedy", "exact", items)
+    drawn = EvaluationTask("drawn", "exact", items, draws=Draws(4, 1.5))
+    assert greedy.key != drawn.key
+    kept, asked = tmp_path / "answers.jsonl", list[float]()
+    spec = ModelSpec("m", "local", "folder")
+    verdicts, figures = answer_tasks(
+        model, spec, [greedy, drawn], 6, kept, lambda n, note=None: asked.append(n)
+    )
+    assert figures.questions == sum(asked) == 3 + 3 * 4
+    assert [verdict.tries for verdict in verdicts["drawn"]] == [[False] * 4] * 3
+    assert verdicts["greedy"][0].tries is None
+    texts = {line["text"] for line in read_lines(kept)}
+    assert len(texts) > 9  # drawn at this temperature hardly any two are alike
+    again, figures = answer_tasks(model, spec, [drawn], 6, kept, ignore)
+    assert (again["drawn"], figures.questions) == (verdicts["drawn"], 0)
 
 
 def test_what_an_api_answered_is_never_asked_again(

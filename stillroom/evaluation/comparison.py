@@ -19,6 +19,7 @@ from stillroom.stats import (
     mcnemar_exact,
     paired_bootstrap_difference,
     paired_bootstrap_ratio,
+    pass_at_k,
     reliability_curve,
     sign_flip,
     wilson,
@@ -89,11 +90,20 @@ def _quality(model: str, task: str, verdicts: Sequence[Verdict]) -> Iterator[Res
         return ResultRow(model, task, metric, *wilson(sum(right), len(right)), n=len(right))
 
     yield share("exact", _right(verdicts))
+    yield from _passes(model, task, [verdict.tries for verdict in verdicts if verdict.tries])
     judged = [verdict.valid for verdict in verdicts if verdict.valid is not None]
     if judged:
         yield share("valid_json", judged)
     for key in dict.fromkeys(key for verdict in verdicts for key in verdict.fields):
         yield share(f"field:{key}", [v.fields[key] for v in verdicts if key in v.fields])
+
+
+def _passes(model: str, task: str, tries: list[list[bool]]) -> Iterator[ResultRow]:
+    """pass@1, pass@2, pass@4 and so on, and pass@k of all k tries."""
+    samples = len(tries[0]) if tries else 0
+    for k in sorted({1 << power for power in range(samples.bit_length())} | {samples} if samples else ()):
+        chances = [pass_at_k(len(several), sum(several), k) for several in tries]
+        yield ResultRow(model, task, f"pass@{k}", *bootstrap_mean(chances), n=len(chances))
 
 
 def _calibration(model: str, task: str, verdicts: Sequence[Verdict], seed: int) -> Iterator[ResultRow]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from stillroom.contracts.records import Lesson
-from stillroom.evaluation.tasks import EvaluationTask, Item
+from stillroom.evaluation.tasks import Draws, EvaluationTask, Item
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class Job:
     @property
     def size(self) -> int:
         """Items and lessons in all; an API only writes, since it does not tell what it thinks of given texts."""
-        return sum(len(task.written) if self.spec.kind == "api" else task.size for task in self.tasks)
+        return sum(
+            len(task.written) * task.samples if self.spec.kind == "api" else task.size for task in self.tasks
+        )
 
     def to_json(self) -> str:
         """As JSON text."""
@@ -87,10 +89,11 @@ class Job:
 
 
 def _task(tree: dict[str, Any]) -> EvaluationTask:
-    items, lessons = tree["items"], tree["lessons"]
+    items, lessons, draws = tree["items"], tree["lessons"], tree["draws"]
     return EvaluationTask(
         tree["name"],
         tree["score"],
         items and [Item(**item) for item in items],
         lessons and [Lesson(**lesson) for lesson in lessons],
+        draws and Draws(**draws),
     )

@@ -40,6 +40,8 @@ class Verdict:
     finish: str = "stop"
     why: str | None = None
     """What a check says of a wrong answer; None where the score says no more than that."""
+    tries: list[bool] | None = None
+    """Which of several answers, each drawn alone, are right; the rest of the verdict is the first's. None: one answer."""
 
 
 def judge(item: Item, reply: Reply, score: Score, *, trusted: bool = False) -> Verdict:

@@ -44,6 +44,14 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """Several answers to each question."""
+
+    samples: int
+    temperature: float
+
+
+@dataclass(frozen=True)
 class EvaluationTask:
     """One measurement: `items` to answer (with `likeliest`, to choose an option of) or, with `likelihood` and `perplexity`,
     `lessons` to predict."""
@@ -52,11 +60,18 @@ class EvaluationTask:
     score: Score
     items: list[Item] | None = None
     lessons: list[Lesson] | None = None
+    draws: Draws | None = None
+    """None: one answer, greedily."""
+
+    @property
+    def samples(self) -> int:
+        """Answers to each question."""
+        return self.draws.samples if self.draws else 1
 
     @property
     def size(self) -> int:
-        """How many items or lessons."""
-        return len(self.items or self.lessons or [])
+        """How many answers, options to be ranked or lessons."""
+        return len(self.written) * self.samples or len(self.items or self.lessons or [])
 
     @property
     def written(self) -> list[Item]:
@@ -299,5 +314,6 @@ def _tools(given: Any, where: str) -> list[dict[str, Any]] | None:
 
 
 def _without_empty_ones(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """What has no tools, no document and no options keeps the key that it had before there were any."""
-    return {name: value for name, value in fields if name not in ("tools", "document", "options") or value}
+    """What has no tools, document, options and draws keeps the key that it had before there were any."""
+    later = ("tools", "document", "options", "draws")
+    return {name: value for name, value in fields if name not in later or value}

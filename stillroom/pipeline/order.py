@@ -186,12 +186,14 @@ def _quantise(run: Run) -> dict[str, Any]:
 def _evaluate(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     tools = recipe.teach.parameters.get("tools")
-    # Runs from before there were teacher's files, and options to be ranked, still hold.
+    # Runs from before there were teacher's files, options to be ranked and several samples still hold.
     unused = set() if recipe.evaluate.teacher_files else {"teacher_files"}
     found = recipe.evaluate.model_dump(mode="json", exclude=unused)
     for task in found["tasks"]:
         if task["score"] != "likeliest":
             del task["options"]
+        if task["samples"] == 1:
+            del task["samples"], task["temperature"]
     return {
         "evaluate": found,
         "items": _contents(run, [task.file for task in recipe.evaluate.tasks if task.file]),

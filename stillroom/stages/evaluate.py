@@ -22,7 +22,7 @@ from stillroom.evaluation.job import ModelSpec, Settings
 from stillroom.evaluation.results import ModelResult
 from stillroom.evaluation.running import evaluate_model
 from stillroom.evaluation.samples import samples
-from stillroom.evaluation.tasks import EvaluationTask, held_out_lessons, load_task, text_task
+from stillroom.evaluation.tasks import Draws, EvaluationTask, held_out_lessons, load_task, text_task
 from stillroom.evaluation.training_curves import training_rows
 from stillroom.gguf import export_once
 from stillroom.lessons.prompts.documents import read_texts
@@ -99,10 +99,14 @@ def read_tasks(context: StageContext) -> list[EvaluationTask]:
                 expected=f"none of {', '.join(sorted(_RESERVED))}, which the results use themselves",
                 do="give the task another name: evaluate.tasks: [{file: ..., name: ...}]",
             )
-    tasks = [_read(context, task) for task in recipe.evaluate.tasks]
+    tasks = [_sampled(_read(context, task), task) for task in recipe.evaluate.tasks]
     if recipe.classify and recipe.classify.several:
         return [_with_sorted_classes(task) for task in tasks]
     return tasks
+
+
+def _sampled(read: EvaluationTask, task: Task) -> EvaluationTask:
+    return replace(read, draws=Draws(task.samples, task.temperature)) if task.samples > 1 else read
 
 
 def _read(context: StageContext, task: Task) -> EvaluationTask:

@@ -53,6 +53,13 @@ class Task(Section):
     )
     name: str | None = Field(None, description="What the report calls it. Empty: the file's name.")
     limit: int | None = Field(None, ge=1, description="Use at most this many items.")
+    samples: int = Field(
+        1,
+        ge=1,
+        description="Answers to each question. Several are drawn at `temperature`, and `pass@k` says how often one of k is "
+        "right; one is the likeliest at every token.",
+    )
+    temperature: float = Field(0.8, gt=0, description="Sampling temperature of several answers.")
     options: Literal["letter", "text"] = Field(
         "letter",
         description="What `score: likeliest` ranks: the options' letters, after the question with its options, or their "
@@ -67,6 +74,8 @@ class Task(Section):
             )
         if self.score == "perplexity" and (self.file is None or self.form != "auto"):
             raise ValueError("a task with `score: perplexity` takes a file of texts, and no form")
+        if self.samples > 1 and (not self.asks or self.score == "likeliest"):
+            raise ValueError(f"a task with `score: {self.score}` writes no answers: leave samples out")
         if self.form in ("corpus", "documents"):
             raise ValueError(f"{self.form} hold no questions to be measured on")
         return self
