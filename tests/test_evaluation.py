@@ -44,6 +44,7 @@ from stillroom.evaluation.likelihood import likelihood
 from stillroom.evaluation.pace import Pace, measure_pace
 from stillroom.evaluation.samples import samples
 from stillroom.evaluation.scoring import judge
+from stillroom.evaluation.tasks import Draws
 from stillroom.evaluation.training_curves import training_rows
 from stillroom.evaluation.worker import measure
 from stillroom.gguf.export import export
@@ -226,10 +227,16 @@ def test_rows_say_what_was_counted() -> None:
     assert kept.value == pytest.approx(0.75)
     assert kept.low is not None
     assert kept.high is not None
-    assert kept.low < 0.75 < kept.high == 1.0
+    assert kept.low < 0.75 < kept.high < 1.2
     difference = found(rows, "student", "difference", "teacher")
     assert difference.value == pytest.approx(-0.2)
-    assert difference.p == pytest.approx(0.5)
+    assert (difference.p, difference.p_holm) == (pytest.approx(0.5), pytest.approx(0.5))
+    # Two of ten items are right in one of the models only: (1.96 sqrt(.2) + .842 sqrt(.1999))^2 / .0001.
+    needed = found(rows, "student", "items_for_a_point", "teacher")
+    assert needed.value == 15696
+    assert needed.low is not None
+    assert needed.high is not None
+    assert needed.low < needed.value < needed.high
     assert not [row for row in rows if row.model == "teacher" and row.metric == "retention"]
 
 
@@ -252,9 +259,36 @@ def test_two_models_are_compared_lesson_by_lesson() -> None:
     assert not [row for row in rows if row.versus == "another"]  # its tokens are not these
 
 
+def test_several_answers_give_pass_at_k_and_the_first_one_the_verdict() -> None:
+    tries = [[True, False, False, False, True], [False] * 5, [False, True, True, True, True]]
+    verdicts = [Verdict("t", column[0], tries=column) for column in tries]
+    rows = compare_models([ModelResult("m", {"t": verdicts})])
+    assert found(rows, "m", "exact").value == pytest.approx(1 / 3)
+    # Of 2, 0 and 4 right answers in 5: one minus the share of choices of k that hold none.
+    for k, value in {1: (2 + 0 + 4) / 15, 2: (0.7 + 0 + 1) / 3, 4: (1 + 0 + 1) / 3, 5: 2 / 3}.items():
+        row = found(rows, "m", f"pass@{k}")
+        assert (row.value, row.n) == (pytest.approx(value), 3)
+    assert [row.metric for row in rows].count("pass@5") == 1
+
+
+def test_p_values_count_less_the_more_models_are_compared() -> None:
+    results = [
+        answered("teacher", [True] * 30, [0.5] * 30),
+        answered("student", [True] * 30, [0.5] * 30),
+        answered("before", [False] * 8 + [True] * 22, [0.5] * 30),
+        answered("labels-only", [False] * 6 + [True] * 24, [0.5] * 30),
+    ]
+    pairs = [("student", "before"), ("student", "labels-only"), ("student", "teacher")]
+    rows = [row for row in compare_models(results, pairs=pairs) if row.metric == "difference"]
+    assert [row.p for row in rows] == pytest.approx([2 / 2**8, 2 / 2**6, 1])
+    assert [row.p_holm for row in rows] == pytest.approx([6 / 2**8, 4 / 2**6, 1])
+
+
 def test_retention_of_the_teacher_itself_is_one() -> None:
     verdicts = answered("m", [True, False, True], [0.5] * 3).verdicts["tickets"]
-    assert retention(verdicts, verdicts) == (1.0, 1.0, 1.0)
+    found = retention(verdicts, verdicts)
+    assert found.value == 1.0
+    assert found.low < 1 < found.high  # three items say little
 
 
 def test_a_teacher_without_a_right_answer_and_a_model_without_confidence_leave_rows_out() -> None:
@@ -373,6 +407,27 @@ def test_equal_questions_are_asked_once_and_judged_by_each_task(
     assert sum(v.correct for v in verdicts["words"]) == 6
     assert sum(v.correct for v in verdicts["twin"]) == 0
     assert sum(done) == 20
+
+
+def test_several_answers_are_drawn_each_for_itself_and_kept_apart_from_the_greedy_one(
+    model: LocalModel, tmp_path: Path
+) -> None:
+    items = [Item(user(f"question {i}"), "nobody says this") for i in range(3)]
+    greedy = EvaluationTask("greedy", "exact", items)
+    drawn = EvaluationTask("drawn", "exact", items, draws=Draws(4, 1.5))
+    assert greedy.key != drawn.key
+    kept, asked = tmp_path / "answers.jsonl", list[float]()
+    spec = ModelSpec("m", "local", "folder")
+    verdicts, figures = answer_tasks(
+        model, spec, [greedy, drawn], 6, kept, lambda n, note=None: asked.append(n)
+    )
+    assert figures.questions == sum(asked) == 3 + 3 * 4
+    assert [verdict.tries for verdict in verdicts["drawn"]] == [[False] * 4] * 3
+    assert verdicts["greedy"][0].tries is None
+    texts = {line["text"] for line in read_lines(kept)}
+    assert len(texts) > 9  # drawn at this temperature hardly any two are alike
+    again, figures = answer_tasks(model, spec, [drawn], 6, kept, ignore)
+    assert (again["drawn"], figures.questions) == (verdicts["drawn"], 0)
 
 
 def test_what_an_api_answered_is_never_asked_again(

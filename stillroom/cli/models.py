@@ -23,9 +23,11 @@ class Score(enum.Enum):
     number = "number"
     maths = "maths"
     choice = "choice"
+    likeliest = "likeliest"
     tools = "tools"
     code = "code"
     quotes = "quotes"
+    perplexity = "perplexity"
 
 
 @verbs.command(

@@ -15,6 +15,9 @@ Message: TypeAlias = dict[str, Any]
 """One chat turn: {"role": "system" | "user" | "assistant", "content": str}; an assistant's may have `tool_calls` in OpenAI's
 form, and then no content."""
 
+SOURCE = "source"
+"""The role of a turn that says where a text stands. It is shown to no model: what follows it is read as plain text."""
+
 Finish: TypeAlias = Literal["stop", "length", "refused", "failed"]
 
 
@@ -163,7 +166,8 @@ class ResultRow:
     """One figure of evaluate/results.json; the report shows nothing that is not such a row.
 
     `low` and `high` bound a 95 % interval where there is one. `at` places a point of a curve (a step, a
-    confidence), `versus` names the other model of a comparison, `p` is its two-sided p-value.
+    confidence), `versus` names the other model of a comparison, `p` is its two-sided p-value and `p_holm` what is left
+    of it among all comparisons of this metric (Holm's correction).
     """
 
     model: str
@@ -176,6 +180,7 @@ class ResultRow:
     at: float | None = None
     versus: str | None = None
     p: float | None = None
+    p_holm: float | None = None
 
 
 def to_line(record: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every item of every task is asked once, greedily; what an API answered is kept."""
+"""Every item of every task is asked once, greedily, or several times; what an API answered is kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from stillroom.contracts.child import Advance
 from stillroom.contracts.conversations import calls_text
 from stillroom.contracts.errors import ServiceFault
 from stillroom.contracts.files import SyncedLines, read_lines
-from stillroom.contracts.recipe import Score
 from stillroom.contracts.records import Answerer, Reply, Request, Sampling, content_key, from_line
 from stillroom.evaluation.job import ModelSpec
 from stillroom.evaluation.results import Figures
@@ -33,7 +32,7 @@ def answer_tasks(
     *,
     trusted: bool = False,
 ) -> tuple[dict[str, list[Verdict]], Figures]:
-    """Verdicts by task, and what answering took.
+    """Verdicts by task, of those whose answers are written, and what writing took.
 
     All tasks go through one stream, so that batches stay full; equal questions are asked once. An item's tools are declared
     to the model.
@@ -47,33 +46,44 @@ def answer_tasks(
         ServiceFault: an API failed on some items; counting them as wrong would measure the connection.
         ModelError, TeacherError: from the model.
     """
-    sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, top_logprobs=int(spec.logprobs))
-    keys = {task.name: [_key(spec, item, sampling) for item in task.items] for task in tasks if task.items}
-    copies = Counter(key for column in keys.values() for key in column)
-    questions = {
-        key: _request(key, item)
+    tasks = [task for task in tasks if task.written]
+    ways = {task.name: _sampling(spec, task, max_new_tokens) for task in tasks}
+    keys = {
+        task.name: [
+            [_key(spec, item, ways[task.name], sample) for sample in range(task.samples)]
+            for item in task.written
+        ]
         for task in tasks
-        for key, item in zip(keys.get(task.name, ()), task.items or (), strict=True)
     }
+    copies = Counter(key for column in keys.values() for several in column for key in several)
+    questions: dict[str, Request] = {}
+    sampled: dict[Sampling, list[str]] = {}
+    for task in tasks:
+        for several, item in zip(keys[task.name], task.written, strict=True):
+            for sample, key in enumerate(several):
+                if key not in questions:
+                    questions[key] = _request(key, item, sample)
+                    sampled.setdefault(ways[task.name], []).append(key)
     kept = _kept(answers, questions)
     if kept:
         advance(sum(copies[key] for key in kept), "answered before")
     replies = dict(kept)
     prompt_tokens = generated = 0
     started = time.perf_counter()
-    for key, reply in _ask(model, [r for k, r in questions.items() if k not in kept], sampling, answers):
-        replies[key] = reply
-        prompt_tokens += reply.prompt_tokens
-        generated += reply.completion_tokens
-        rate = f"{generated / (time.perf_counter() - started):,.0f} tokens/s" if generated else None
-        advance(copies[key], rate)
+    for sampling, asked_so in sampled.items():
+        waiting = [questions[key] for key in asked_so if key not in kept]
+        for key, reply in _ask(model, waiting, sampling, answers):
+            replies[key] = reply
+            prompt_tokens += reply.prompt_tokens
+            generated += reply.completion_tokens
+            rate = f"{generated / (time.perf_counter() - started):,.0f} tokens/s" if generated else None
+            advance(copies[key], rate)
     seconds = time.perf_counter() - started
     if spec.kind == "api":
         _refuse_failures(spec, replies)
     verdicts = {
-        task.name: _judged(task.score, task.items, [replies[key] for key in keys[task.name]], trusted)
+        task.name: _judged(task, [[replies[key] for key in several] for several in keys[task.name]], trusted)
         for task in tasks
-        if task.items
     }
     asked = len(questions) - len(kept)
     return verdicts, Figures(
@@ -81,25 +91,34 @@ def answer_tasks(
     )
 
 
-def _judged(score: Score, items: list[Item], replies: list[Reply], trusted: bool) -> list[Verdict]:
-    def one(item: Item, reply: Reply) -> Verdict:
-        return judge(item, reply, score, trusted=trusted)
+def _judged(task: EvaluationTask, replies: list[list[Reply]], trusted: bool) -> list[Verdict]:
+    """A verdict an item, from its one reply or its several."""
 
-    if score != "code":
-        return list(map(one, items, replies))
+    def one(item: Item, several: list[Reply]) -> Verdict:
+        first, *others = (judge(item, reply, task.score, trusted=trusted) for reply in several)
+        return replace(first, tries=[v.correct for v in (first, *others)]) if others else first
+
+    if task.score != "code":
+        return list(map(one, task.written, replies))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is a process of its own
-        return list(pool.map(one, items, replies))
+        return list(pool.map(one, task.written, replies))
 
 
-def _key(spec: ModelSpec, item: Item, sampling: Sampling) -> str:
+def _sampling(spec: ModelSpec, task: EvaluationTask, max_new_tokens: int) -> Sampling:
+    temperature = task.draws.temperature if task.draws else 0.0
+    return Sampling(temperature, max_new_tokens=max_new_tokens, top_logprobs=int(spec.logprobs))
+
+
+def _key(spec: ModelSpec, item: Item, sampling: Sampling, sample: int) -> str:
     tools = [item.tools] if item.tools else []
-    return content_key(spec.api, spec.path, item.messages, asdict(sampling), *tools)
+    samples = [sample] if sample else []
+    return content_key(spec.api, spec.path, item.messages, asdict(sampling), *tools, *samples)
 
 
-def _request(key: str, item: Item) -> Request:
+def _request(key: str, item: Item, sample: int) -> Request:
     if item.tools:
-        return ChatRequest(key, item.messages, parameters={"tools": item.tools})
-    return Request(key, item.messages)
+        return ChatRequest(key, item.messages, sample, parameters={"tools": item.tools})
+    return Request(key, item.messages, sample)
 
 
 def _as_text(reply: Reply) -> Reply:

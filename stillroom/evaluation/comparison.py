@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -13,14 +14,19 @@ from stillroom.stats import (
     bootstrap_mean,
     brier,
     expected_calibration_error,
+    holm,
+    items_to_tell,
     mcnemar_exact,
     paired_bootstrap_difference,
     paired_bootstrap_ratio,
+    pass_at_k,
     reliability_curve,
     sign_flip,
     wilson,
 )
 
+_POINT = 0.01
+"""The difference of shares that `items_for_a_point` is about."""
 _SIZES = (
     "file_bytes",
     "parameters",
@@ -42,8 +48,9 @@ def compare_models(
     Args:
         results: in the order of the rows.
         teacher: the model that the others' retention is taken against.
-        pairs: (model, other): rows `difference` of the first's share of right answers minus the second's, and
-            `difference:loss` and `difference:kl`, nats a token, where both were measured on held-out lessons.
+        pairs: (model, other): rows `difference` of the first's share of right answers minus the second's, with
+            `items_for_a_point`, and `difference:loss` and `difference:kl`, nats a token, where both were measured on
+            held-out lessons.
         seed: of the bootstrap intervals.
     """
     rows: list[ResultRow] = []
@@ -62,7 +69,7 @@ def compare_models(
         if name in by_name and other in by_name:
             rows += _differences(by_name[name], by_name[other], seed)
             rows += _nearer(by_name[name], by_name[other], seed)
-    return rows
+    return _among_all(rows)
 
 
 def retention(student: Sequence[Verdict], teacher: Sequence[Verdict], seed: int = 0) -> Interval:
@@ -83,11 +90,20 @@ def _quality(model: str, task: str, verdicts: Sequence[Verdict]) -> Iterator[Res
         return ResultRow(model, task, metric, *wilson(sum(right), len(right)), n=len(right))
 
     yield share("exact", _right(verdicts))
+    yield from _passes(model, task, [verdict.tries for verdict in verdicts if verdict.tries])
     judged = [verdict.valid for verdict in verdicts if verdict.valid is not None]
     if judged:
         yield share("valid_json", judged)
     for key in dict.fromkeys(key for verdict in verdicts for key in verdict.fields):
         yield share(f"field:{key}", [v.fields[key] for v in verdicts if key in v.fields])
+
+
+def _passes(model: str, task: str, tries: list[list[bool]]) -> Iterator[ResultRow]:
+    """pass@1, pass@2, pass@4 and so on, and pass@k of all k tries."""
+    samples = len(tries[0]) if tries else 0
+    for k in sorted({1 << power for power in range(samples.bit_length())} | {samples} if samples else ()):
+        chances = [pass_at_k(len(several), sum(several), k) for several in tries]
+        yield ResultRow(model, task, f"pass@{k}", *bootstrap_mean(chances), n=len(chances))
 
 
 def _calibration(model: str, task: str, verdicts: Sequence[Verdict], seed: int) -> Iterator[ResultRow]:
@@ -121,6 +137,10 @@ def _likelihood(model: str, task: str, sums: Likelihood, seed: int) -> Iterator[
             yield ResultRow(
                 model, task, metric, *paired_bootstrap_ratio(column, sums.tokens, seed), n=len(column)
             )
+    if sums.bytes is not None:
+        for metric, units in (("perplexity", sums.tokens), ("byte_perplexity", sums.bytes)):
+            value, low, high = map(math.exp, paired_bootstrap_ratio(sums.loss, units, seed))
+            yield ResultRow(model, task, metric, value, low, high, n=len(units))
 
 
 def _cost(model: str, figures: Figures) -> Iterator[ResultRow]:
@@ -164,6 +184,11 @@ def _differences(result: ModelResult, other: ModelResult, seed: int) -> Iterator
         pairs = list(zip(a, b, strict=True))
         p = mcnemar_exact(pairs.count((True, False)), pairs.count((False, True)))
         yield ResultRow(result.name, task, "difference", value, low, high, n=len(a), versus=other.name, p=p)
+        apart = wilson(sum(one != another for one, another in pairs), len(pairs))
+        needed, least, most = (items_to_tell(_POINT, share) for share in apart)
+        yield ResultRow(
+            result.name, task, "items_for_a_point", needed, least, most, n=len(a), versus=other.name
+        )
 
 
 def _nearer(result: ModelResult, other: ModelResult, seed: int) -> Iterator[ResultRow]:
@@ -178,6 +203,18 @@ def _nearer(result: ModelResult, other: ModelResult, seed: int) -> Iterator[Resu
                 interval = paired_bootstrap_ratio(change, ours.tokens, seed)
                 row = ResultRow(result.name, task, f"difference:{metric}", *interval, n=len(change))
                 yield replace(row, versus=other.name, p=sign_flip(change, seed))
+
+
+def _among_all(rows: list[ResultRow]) -> list[ResultRow]:
+    """The rows, each p-value with what is left of it among those of its metric: who looks often finds something."""
+    families: dict[str, dict[int, float]] = {}
+    for index, row in enumerate(rows):
+        if row.p is not None:
+            families.setdefault(row.metric, {})[index] = row.p
+    for family in families.values():
+        for index, left in zip(family, holm(list(family.values())), strict=True):
+            rows[index] = replace(rows[index], p_holm=left)
+    return rows
 
 
 def _shared(a: ModelResult, b: ModelResult) -> Iterator[tuple[str, list[Verdict], list[Verdict]]]:

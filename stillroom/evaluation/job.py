@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from stillroom.contracts.files import read_json
 from stillroom.contracts.records import Lesson
-from stillroom.evaluation.tasks import EvaluationTask, Item
+from stillroom.evaluation.tasks import Draws, EvaluationTask, Item
 
 ModelKind = Literal["local", "gguf", "api", "classifier", "onnx"]
 
@@ -81,8 +81,10 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Items and lessons in all; an API reads no lessons, since it does not tell whole distributions."""
-        return sum(task.size for task in self.tasks if task.items or self.spec.kind != "api")
+        """Items and lessons in all; an API only writes, since it does not tell what it thinks of given texts."""
+        return sum(
+            len(task.written) * task.samples if self.spec.kind == "api" else task.size for task in self.tasks
+        )
 
     def to_json(self) -> str:
         """As JSON text."""
@@ -102,10 +104,11 @@ class Job:
 
 
 def _task(tree: dict[str, Any]) -> EvaluationTask:
-    items, lessons = tree["items"], tree["lessons"]
+    items, lessons, draws = tree["items"], tree["lessons"], tree["draws"]
     return EvaluationTask(
         tree["name"],
         tree["score"],
         items and [Item(**item) for item in items],
         lessons and [Lesson(**lesson) for lesson in lessons],
+        draws and Draws(**draws),
     )

@@ -11,13 +11,15 @@ from stillroom.evaluation.scoring import Verdict
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Sums over each held-out lesson's answer tokens, in nats; one entry a lesson."""
+    """Sums over each held-out lesson's answer tokens, or each text's tokens, in nats; one entry a lesson or text."""
 
     tokens: list[int]
     loss: list[float]
     """Negative log-likelihood."""
     kl: list[float] | None = None
     """KL(teacher || model); None without a teacher whose tokens are the model's."""
+    bytes: list[int] | None = None
+    """Of each text in UTF-8, as far as its tokens were predicted; None of lessons."""
 
 
 @dataclass(frozen=True)

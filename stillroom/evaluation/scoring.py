@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 
 from stillroom.checks import (
     COMPARED,
@@ -39,6 +40,8 @@ class Verdict:
     finish: str = "stop"
     why: str | None = None
     """What a check says of a wrong answer; None where the score says no more than that."""
+    tries: list[bool] | None = None
+    """Which of several answers, each drawn alone, are right; the rest of the verdict is the first's. None: one answer."""
 
 
 def judge(item: Item, reply: Reply, score: Score, *, trusted: bool = False) -> Verdict:
@@ -71,6 +74,26 @@ def judge(item: Item, reply: Reply, score: Score, *, trusted: bool = False) -> V
     right = finding.passed is not None and all(fields.values())
     why = None if right else ": ".join(filter(None, [finding.reason, finding.detail])) or None
     return Verdict(reply.text, right, None, fields, confidence, reply.finish, why)
+
+
+def judge_ranking(item: Item, logprobs: list[float]) -> Verdict:
+    """The verdict on the option that a model finds likeliest: lm-eval's `acc`; of equals the first.
+
+    Where the options' words were ranked, the field `by length` says whether the option of the highest log-probability a
+    character is right: lm-eval's `acc_norm`. The confidence is the chosen option's probability among the options.
+
+    Args:
+        item: with its options.
+        logprobs: of each option, summed over its tokens, natural log.
+    """
+    options = item.options or []
+    best = max(range(len(options)), key=logprobs.__getitem__)
+    others = math.fsum(math.exp(value - logprobs[best]) for value in logprobs)
+    fields = {}
+    if options != list(ascii_uppercase[: len(options)]):
+        by_length = [value / max(1, len(option)) for value, option in zip(logprobs, options, strict=True)]
+        fields["by length"] = max(range(len(options)), key=by_length.__getitem__) == item.right
+    return Verdict(options[best], best == item.right, None, fields, confidence=1 / others)
 
 
 def _plainly(check: Verifier) -> _Check:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from string import ascii_uppercase as LETTERS
+from typing import Any, Literal
 
 from stillroom.checks import CodeTests, chosen_letter, final_number, parse_object, right_calls
 from stillroom.contracts.conversations import conversation_of, with_system
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_lines
 from stillroom.contracts.recipe import Score
-from stillroom.contracts.records import Lesson, Message, content_key, from_line
+from stillroom.contracts.records import SOURCE, Lesson, Message, content_key, from_line
 
+PASSAGE = 4000
+"""Most characters of a text that is predicted as one item."""
 MOST_LESSONS = 200
 """Held-out lessons that a likelihood task reads when it has no limit of its own."""
 
@@ -30,21 +34,54 @@ class Item:
     """Declarations of the tools that may be called, in OpenAI's form."""
     document: str | None = None
     """What quotes must stand in; None: the messages."""
+    options: list[str] | None = None
+    """What is ranked instead of written: letters, or the options' own words. The right answer is the letter of one."""
+
+    @property
+    def right(self) -> int:
+        """Which of the options is right."""
+        return LETTERS.index(self.reference)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Several answers to each question."""
+
+    samples: int
+    temperature: float
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """One measurement: `items` to answer or, with `likelihood`, `lessons` to predict."""
+    """One measurement: `items` to answer (with `likeliest`, to choose an option of) or, with `likelihood` and `perplexity`,
+    `lessons` to predict."""
 
     name: str
     score: Score
     items: list[Item] | None = None
     lessons: list[Lesson] | None = None
+    draws: Draws | None = None
+    """None: one answer, greedily."""
+
+    @property
+    def samples(self) -> int:
+        """Answers to each question."""
+        return self.draws.samples if self.draws else 1
 
     @property
     def size(self) -> int:
-        """How many items or lessons."""
-        return len(self.items or self.lessons or [])
+        """How many answers, options to be ranked or lessons."""
+        return len(self.written) * self.samples or len(self.items or self.lessons or [])
+
+    @property
+    def written(self) -> list[Item]:
+        """The items that a model writes answers to; none where it chooses or predicts."""
+        return [] if self.score == "likeliest" else self.items or []
+
+    @property
+    def ranked(self) -> list[Item]:
+        """The items whose options a model ranks."""
+        return self.items or [] if self.score == "likeliest" else []
 
     @property
     def key(self) -> str:
@@ -60,6 +97,7 @@ def load_task(
     limit: int | None = None,
     system: str | None = None,
     tools: list[dict[str, Any]] | None = None,
+    options: Literal["letter", "text"] = "letter",
     lines: Iterable[dict[str, Any]] | None = None,
 ) -> EvaluationTask:
     """A task's file: JSONL of chat messages with the right answer.
@@ -69,10 +107,13 @@ def load_task(
     OpenAI's form, are declared to the model.
 
     Args:
-        score: how answers are judged, any but `likelihood`; every right answer must be one that it can judge by.
+        score: how answers are judged, any but `likelihood` and `perplexity`; every right answer must be one that it can
+            judge by.
         limit: use the first so many items.
         system: put before every conversation that has no system prompt of its own.
         tools: declared where a line has none of its own.
+        options: with `likeliest`, what is ranked: the options' letters after the line's question, or their words after its
+            `stem`, the question without them.
         lines: what the file holds, where somebody else reads it.
 
     Raises:
@@ -82,7 +123,9 @@ def load_task(
     for number, line in enumerate(read_lines(path) if lines is None else lines, 1):
         if limit is not None and len(items) >= limit:
             break
-        items.append(_item(line, f"{path}, item {number}", score, system, tools))
+        where = f"{path}, item {number}"
+        line = line if score != "likeliest" else _ranking(line, where, options)
+        items.append(_item(line, where, score, system, tools))
     if not items:
         raise DataError(
             f"{path} has no items",
@@ -113,6 +156,65 @@ def held_out_lessons(path: Path, name: str, limit: int | None = None) -> Evaluat
     return EvaluationTask(name, "likelihood", lessons=lessons)
 
 
+def text_task(
+    documents: Iterable[Iterable[str]], path: Path, name: str, limit: int | None = None
+) -> EvaluationTask:
+    """Texts to be predicted, every token of them: passages of whole lines, each an item of its own.
+
+    Args:
+        documents: each as its lines.
+        path: where they come from.
+        limit: use the first so many passages.
+
+    Raises:
+        DataError: there is no text.
+    """
+    texts = (passage for lines in documents for passage in _passages(lines))
+    lessons = [
+        Lesson(
+            str(number),
+            [{"role": SOURCE, "content": path.name}, {"role": "assistant", "content": text}],
+            "tune",
+        )
+        for number, text in enumerate(islice(texts, limit))
+    ]
+    if not lessons:
+        raise DataError(f"{path} has no text", expected="a text that is not blank", do="check the file")
+    return EvaluationTask(name, "perplexity", lessons=lessons)
+
+
+def _passages(lines: Iterable[str]) -> Iterator[str]:
+    """A text in passages of whole lines that fill up PASSAGE characters; a line that is longer is cut."""
+    held = ""
+    for line in lines:
+        for part in (line[at : at + PASSAGE] for at in range(0, len(line), PASSAGE)):
+            if held and len(held) + len(part) > PASSAGE:
+                yield from _unless_blank(held)
+                held = ""
+            held += part
+    yield from _unless_blank(held)
+
+
+def _unless_blank(text: str) -> Iterator[str]:
+    if text.strip():
+        yield text
+
+
+def _ranking(line: dict[str, Any], where: str, kind: Literal["letter", "text"]) -> dict[str, Any]:
+    """The line as it is asked and ranked: with its letters, or bare and with its options' words."""
+    found, stem = line.get("options"), line.get("stem")
+    if not isinstance(found, list) or not 2 <= len(found) <= len(LETTERS) or (kind == "text" and not stem):
+        raise DataError(
+            f"{where} is no multiple choice",
+            got=", ".join(line),
+            expected='{"question": "...", "choices": ["...", "..."], "answer": "B"}, or a published form of it',
+            do="mend the line, or give the task another score than `likeliest`",
+        )
+    if kind == "letter":
+        return {**line, "options": list(LETTERS[: len(found)])}
+    return {**line, "messages": [{"role": "user", "content": stem}]}
+
+
 def _item(
     line: dict[str, Any], where: str, score: Score, system: str | None, tools: list[dict[str, Any]] | None
 ) -> Item:
@@ -139,7 +241,15 @@ def _item(
             expected='tools: [{"type": "function", "function": {"name": "...", "parameters": {...}}}]',
             do="mend the line, or set teach.parameters.tools",
         )
-    return Item(with_system(messages, system), reference or "", declared, line.get("document"))
+    options: list[str] | None = line["options"] if score == "likeliest" else None
+    if options and reference not in list(LETTERS[: len(options)]):
+        raise DataError(
+            f"{where}: the right answer is none of the options",
+            got=(reference or "")[:80],
+            expected=f"a letter from A to {LETTERS[len(options) - 1]}",
+            do="mend the line",
+        )
+    return Item(with_system(messages, system), reference or "", declared, line.get("document"), options)
 
 
 @dataclass(frozen=True)
@@ -204,5 +314,6 @@ def _tools(given: Any, where: str) -> list[dict[str, Any]] | None:
 
 
 def _without_empty_ones(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """What has no tools and no document keeps the key that it had before there were any."""
-    return {name: value for name, value in fields if name not in ("tools", "document") or value}
+    """What has no tools, document, options and draws keeps the key that it had before there were any."""
+    later = ("tools", "document", "options", "draws")
+    return {name: value for name, value in fields if name not in later or value}

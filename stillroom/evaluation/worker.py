@@ -47,6 +47,13 @@ def measure(job: Job, advance: Advance) -> ModelResult:
         )
         if job.spec.kind == "api":
             return ModelResult(job.spec.name, verdicts, {}, figures)
+        if any(task.ranked for task in job.tasks):
+            # Not at the top: it brings the tokenizers' library, which an API's process does without.
+            from stillroom.evaluation.ranking import rank_tasks
+
+            chosen, choosing = rank_tasks(model, job.tasks, advance)
+            # A model's speed is that of its writing, where it writes.
+            verdicts, figures = verdicts | chosen, figures if verdicts else choosing
         if job.spec.kind in ("local", "gguf"):
             advance(0, "one by one")
             figures = replace(figures, pace=_pace(model, job))
@@ -68,9 +75,9 @@ def _opened(spec: ModelSpec, settings: Settings) -> Iterator[Any]:
 
 
 def _pace(model: Any, job: Job) -> Pace | None:
-    """Of the first task that asks the run's own questions; a probe's say nothing about its speed."""
-    own = (task.items for task in job.tasks if task.items and not task.name.startswith(PROBE))
-    items = next(own, None)
+    """Of the first task whose questions are the run's own and answered in writing."""
+    own = (task.items for task in job.tasks if not task.ranked and not task.name.startswith(PROBE))
+    items = next(filter(None, own), None)
     return measure_pace(model, items) if items else None
 
 
@@ -89,12 +96,17 @@ def _likelihoods(
     # Not at the top: it brings torch, which an API's process does without.
     from stillroom.evaluation.likelihood import likelihood
 
+    texts = {task.name for task in job.tasks if task.score == "perplexity"}
+
     def each() -> None:
-        advance(1, "held-out lessons")
+        advance(1, "texts and held-out lessons" if texts else "held-out lessons")
 
     def read(teacher: Any) -> dict[str, Likelihood]:
         longest = job.settings.max_length
-        return {task: likelihood(model, teacher, items, longest, each) for task, items in lessons.items()}
+        return {
+            task: likelihood(model, teacher, items, longest, each, texts=task in texts)
+            for task, items in lessons.items()
+        }
 
     if job.teacher is None:
         return read(None)

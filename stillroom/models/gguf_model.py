@@ -13,7 +13,7 @@ from torch import Tensor
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.records import Reply, Request, Sampling
 from stillroom.models.llamacpp import LlamaCpp
-from stillroom.models.rendering import Rendered, Renderer
+from stillroom.models.rendering import Branches, Rendered, Renderer
 from stillroom.models.rows import answer_rows
 
 _WINDOW = 8
@@ -41,6 +41,7 @@ class GgufModel:
         self.llama = LlamaCpp(path, threads=threads)
         self.vocab_size = self.llama.metadata.vocab_size
         """Width of the logits; the head may be padded beyond the tokenizer."""
+        self.context = self.llama.n_ctx
         if self.vocab_size < renderer.vocab_size:
             self.llama.close()
             raise ModelError(
@@ -88,6 +89,16 @@ class GgufModel:
             for row, logits in zip(window, self.llama.logits_batch([row.ids for row in window]), strict=True):
                 # The logits at position j predict token j + 1.
                 yield torch.from_numpy(logits[:-1][np.array(row.mask[1:], np.bool_)])
+
+    def rank(self, questions: Iterable[Branches]) -> Iterator[list[float]]:
+        """How likely each of several answers is; like `LocalModel.rank`.
+
+        Raises:
+            DataError: a prompt with its longest answer is longer than the model's context.
+        """
+        remaining = iter(questions)
+        while window := list(islice(remaining, _WINDOW * self.parallel)):
+            yield from self.llama.rank(window, vocab=self.renderer.vocab_size)
 
     def close(self) -> None:
         """Free the weights."""

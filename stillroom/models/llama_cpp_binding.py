@@ -125,6 +125,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_get_memory": (_P, [_P]),
     "llama_memory_clear": (None, [_P, _B]),
     "llama_memory_seq_rm": (_B, [_P, _I, _I, _I]),
+    "llama_memory_seq_cp": (None, [_P, _I, _I, _I, _I]),
     "llama_decode": (_I, [_P, Batch]),
     "llama_get_logits": (c.POINTER(c.c_float), [_P]),
     "llama_tokenize": (_I, [_P, _S, _I, c.POINTER(c.c_int32), _I, _B, _B]),

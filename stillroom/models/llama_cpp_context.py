@@ -118,6 +118,10 @@ class Context:
         """Drops everything cached for one sequence."""
         self._library.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
+    def share(self, sequence: int, other: int) -> None:
+        """Lets another sequence go on from everything cached for this one; where cells are shared, none is copied."""
+        self._library.llama_memory_seq_cp(self._memory, sequence, other, -1, -1)
+
     def clear(self) -> None:
         """Drops every sequence."""
         # The data need not be zeroed: cells without a position are masked.

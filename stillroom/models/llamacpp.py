@@ -21,7 +21,9 @@ from stillroom.contracts.records import Sampling
 from stillroom.models.llama_cpp_binding import llama
 from stillroom.models.llama_cpp_context import Context
 from stillroom.models.llama_cpp_generation import decode
+from stillroom.models.llama_cpp_ranking import branch_logprobs
 from stillroom.models.llama_cpp_words import Metadata, Words
+from stillroom.models.rendering import Branches
 from stillroom.models.rows import Row
 
 _LOGITS_BYTES = 256 << 20
@@ -29,6 +31,8 @@ _LOGITS_BYTES = 256 << 20
 _PACK_TOKENS = 512
 """Tokens in a batch: more than a CPU needs to be busy, few enough for the attention scores to stay in cache."""
 _PACK_SEQUENCES = 64
+_PACK_QUESTIONS = 8
+"""Questions whose answers are ranked together; the other sequences are for the answers."""
 
 
 class LlamaCpp:
@@ -143,6 +147,28 @@ class LlamaCpp:
             # Copied whole before the first yield: the caller may start another call between two answers.
             yield from np.split(rows.copy(), np.cumsum(lengths)[:-1])
 
+    def rank(self, questions: Sequence[Branches], *, vocab: int | None = None) -> Iterator[list[float]]:
+        """Sum of the log-probabilities (natural log) of each answer's tokens, for each question, in order.
+
+        Args:
+            vocab: ids from here on count for nothing; default the width of the logits.
+
+        Raises:
+            DataError: a prompt with its longest answer is longer than `n_ctx`.
+        """
+        lengths = [len(question.ids) + max(map(len, question.tails)) for question in questions]
+        for length in lengths:
+            self._check_length(length)
+        context = self._reading_context()
+        for pack in _packs(lengths, context.batch_size, _PACK_QUESTIONS):
+            yield from branch_logprobs(
+                context,
+                [questions[index] for index in pack],
+                vocab=vocab or self.metadata.vocab_size,
+                cells=self._reading_cells,
+                sequences=_PACK_SEQUENCES,
+            )
+
     def generate(
         self,
         rows: Sequence[Row],
@@ -198,11 +224,22 @@ class LlamaCpp:
             )
         return out
 
+    @property
+    def _reading_batch(self) -> int:
+        return max(1, min(_PACK_TOKENS, _LOGITS_BYTES // (4 * self.metadata.vocab_size)))
+
+    @property
+    def _reading_cells(self) -> int:
+        """A whole text of the longest kind, or a batch of prompts and as much again of their answers."""
+        return max(self.n_ctx, 2 * self._reading_batch)
+
     def _reading_context(self) -> Context:
         if self._reader is None:
-            batch = max(1, min(_PACK_TOKENS, _LOGITS_BYTES // (4 * self.metadata.vocab_size)))
             self._reader = self._context(
-                cells=max(self.n_ctx, batch), sequences=_PACK_SEQUENCES, batch=batch, unified=True
+                cells=self._reading_cells,
+                sequences=_PACK_SEQUENCES,
+                batch=self._reading_batch,
+                unified=True,
             )
         return self._reader
 
@@ -244,12 +281,12 @@ class LlamaCpp:
             )
 
 
-def _packs(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+def _packs(lengths: Sequence[int], most: int, sequences: int = _PACK_SEQUENCES) -> Iterator[list[int]]:
     """Runs of neighbouring indices whose lengths add up to at most `most`; an overlong one stands alone."""
     pack: list[int] = []
     total = 0
     for index, length in enumerate(lengths):
-        if pack and (total + length > most or len(pack) == _PACK_SEQUENCES):
+        if pack and (total + length > most or len(pack) == sequences):
             yield pack
             pack, total = [], 0
         pack.append(index)

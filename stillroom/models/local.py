@@ -17,10 +17,11 @@ from transformers.utils import logging
 
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.records import Reply, Request, Sampling
+from stillroom.models.branching import branch_logprobs, row_logprob, shares_prefixes
 from stillroom.models.decoding import decode
 from stillroom.models.hardware import bfloat16_is_quick, input_device
 from stillroom.models.quantisation import quantisation
-from stillroom.models.rendering import Rendered, Renderer
+from stillroom.models.rendering import Branches, Rendered, Renderer
 from stillroom.models.rows import Row, answer_rows
 from stillroom.models.windows import WINDOW, by_length
 
@@ -122,12 +123,36 @@ class LocalModel:
             rows, self._score, batch_size=self.batch_size, width=self.vocab_size, numbers=_LOGITS
         )
 
+    def rank(self, questions: Iterable[Branches]) -> Iterator[list[float]]:
+        """How likely each of several answers is.
+
+        Args:
+            questions: prompts with their answers, read a bounded window ahead.
+
+        Yields:
+            For each question, in order, the sum of the log-probabilities (natural log) of each answer's tokens. A question's
+            prompt is read once, unless the model has layers that keep no state for each position.
+        """
+        yield from by_length(questions, self._rank, batch_size=self.batch_size, width=1, numbers=_LOGITS)
+
     def close(self) -> None:
         """Free the weights; calling twice is harmless."""
         self.model = None
         self._clean()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _rank(self, batch: list[Branches]) -> list[list[float]]:
+        vocab = min(self.vocab_size, self.renderer.vocab_size)
+        if shares_prefixes(self.model):
+            return branch_logprobs(self.model, batch, vocab=vocab, batch_size=self.batch_size)
+        return [
+            [
+                row_logprob(row, logits[:, :vocab])
+                for row, logits in zip(q.rows, self.logits(q.rows), strict=True)
+            ]
+            for q in batch
+        ]
 
     def _score(self, rows: list[Rendered]) -> list[Tensor]:
         length = max(len(row.ids) for row in rows)

@@ -17,11 +17,9 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig
 
 from stillroom.contracts.errors import ModelError
-from stillroom.contracts.records import Message
+from stillroom.contracts.records import SOURCE, Message
 from stillroom.models.templates import ChatTemplate, Tools
 
-SOURCE = "source"
-"""The role of a turn that says where a text stands. It is shown to no model: what follows it is read as plain text."""
 _PROBE = "stillroom"
 
 
@@ -39,6 +37,31 @@ class Rendered:
     def selected(self) -> int:
         """How many tokens are to be predicted."""
         return sum(self.mask)
+
+
+@dataclass(frozen=True)
+class Branches:
+    """A prompt that may go on in several ways, as tokens."""
+
+    ids: list[int]
+    """What all ways have in common, at least one token."""
+    tails: list[list[int]]
+    """How each goes on, at least one token."""
+    given: list[int]
+    """How many of a tail's first tokens still belong to the prompt; hardly ever any."""
+
+    @property
+    def selected(self) -> int:
+        """How many tokens are to be predicted."""
+        return sum(map(len, self.tails)) - sum(self.given)
+
+    @property
+    def rows(self) -> list[Rendered]:
+        """Each way as a conversation of its own."""
+        return [
+            Rendered(self.ids + tail, [False] * (len(self.ids) + given) + [True] * (len(tail) - given))
+            for tail, given in zip(self.tails, self.given, strict=True)
+        ]
 
 
 class Renderer:
@@ -161,6 +184,34 @@ class Renderer:
             ids.append(encoded["input_ids"][last] if last is not None else self.end_of_turn)
         ids, start = self._opening + ids, max(1, len(self._opening) + start)
         return Rendered(ids, [j >= start for j in range(len(ids))])
+
+    def branches(
+        self, messages: Sequence[Message], answers: Sequence[str], tools: Tools | None = None
+    ) -> Branches:
+        """A conversation with each of several answers, no end of a turn after them.
+
+        A plain language model's answer follows after a space.
+
+        Raises:
+            ModelError: the chat template refuses the conversation or the tools.
+        """
+        space = " " if self.plain else ""
+        rows = [
+            self.lesson([*messages, {"role": "assistant", "content": space + answer}], False, tools)
+            for answer in answers
+        ]
+        starts = [row.mask.index(True) for row in rows]
+        common = next(
+            (
+                place
+                for place, tokens in enumerate(zip(*(row.ids for row in rows), strict=False))
+                if len({*tokens}) > 1
+            ),
+            min(starts),
+        )
+        common = min(common, *starts)
+        tails = [row.ids[common:] for row in rows]
+        return Branches(rows[0].ids[:common], tails, [start - common for start in starts])
 
     def text(self, text: str) -> Rendered:
         """A text without a chat template or an end: all is predicted but the first token, which nothing precedes."""

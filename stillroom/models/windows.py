@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-
-from torch import Tensor
-
-from stillroom.models.rendering import Rendered
+from typing import Protocol, TypeVar
 
 WINDOW = 8
 """Batches that are sorted by length together."""
 
 
+class Selecting(Protocol):
+    """Tokens to be read, and how many of them something is wanted of."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+    @property
+    def selected(self) -> int: ...
+
+
+R = TypeVar("R", bound=Selecting)
+F = TypeVar("F")
+
+
 def by_length(
-    rows: Iterable[Rendered],
-    read: Callable[[list[Rendered]], list[Tensor]],
+    rows: Iterable[R],
+    read: Callable[[list[R]], list[F]],
     *,
     batch_size: int,
     width: int,
     numbers: int,
-) -> Iterator[Tensor]:
+) -> Iterator[F]:
     """What `read` finds for each row, in the order of the rows.
 
     Args:
         rows: read a window ahead.
-        read: takes a batch, longest row first, and gives `[selected, width]` for each of its rows.
+        read: takes a batch, longest row first, and gives what it found for each of its rows.
         batch_size: most rows of a batch.
         width: numbers that a selected token brings.
         numbers: most numbers held at once; a single row may bring more.
     """
     for window in _windows(rows, batch_size, width, numbers):
         order = sorted(range(len(window)), key=lambda index: -len(window[index].ids))
-        done: dict[int, Tensor] = {}
+        done: dict[int, F] = {}
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             done.update(zip(chosen, read([window[index] for index in chosen]), strict=True))
@@ -39,8 +50,8 @@ def by_length(
             yield done.pop(index)
 
 
-def _windows(rows: Iterable[Rendered], batch_size: int, width: int, numbers: int) -> Iterator[list[Rendered]]:
-    window: list[Rendered] = []
+def _windows(rows: Iterable[R], batch_size: int, width: int, numbers: int) -> Iterator[list[R]]:
+    window: list[R] = []
     held = 0
     for row in rows:
         more = row.selected * width

@@ -188,10 +188,16 @@ def _quantise(run: Run) -> dict[str, Any]:
 def _evaluate(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     tools = recipe.teach.parameters.get("tools")
-    # Only what is used: runs from before there were files of the teacher and probes still hold.
+    # Only what is used: runs from before there were teacher's files, probes, ranked options and several samples still hold.
     unused = {name for name in ("teacher_files", "probes") if not getattr(recipe.evaluate, name)}
+    found = recipe.evaluate.model_dump(mode="json", exclude=unused)
+    for task in found["tasks"]:
+        if task["score"] != "likeliest":
+            del task["options"]
+        if task["samples"] == 1:
+            del task["samples"], task["temperature"]
     return {
-        "evaluate": recipe.evaluate.model_dump(mode="json", exclude=unused),
+        "evaluate": found,
         "items": _contents(run, [task.file for task in recipe.evaluate.tasks if task.file]),
         "teach": {"system": recipe.teach.system} | ({"tools": tools} if tools else {}),
         "seed": recipe.seed,

@@ -83,7 +83,20 @@ _BY_METRIC = {
         "How often chance alone would show at least this large a difference if the two models were equally good. "
         "Below 0.05 it is usual to believe in the difference.",
     ),
+    "items_for_a_point": Term(
+        "point",
+        "Questions for one point",
+        "How many questions it would take to tell two models apart that differ by one point and disagree as often as these "
+        "two did, in four cases of five.",
+    ),
 }
+_AMONG_ALL = Term(
+    "holm",
+    "p among all",
+    "The p-value after Holm’s correction: among twenty comparisons of equal models one has a p below 0.05 by chance, so "
+    "each counts for less the more there are. Of all that is believed below 0.05 here, anything is wrong in at most one "
+    "evaluation of twenty.",
+)
 _INTERVAL = Term(
     "interval",
     "95% interval",
@@ -135,6 +148,8 @@ def explained(results: Results, quantised: bool) -> list[Term]:
     terms += [term for model, term in _BASELINES.items() if model in results.models]
     if "student" in results.models:
         terms.append(_SIGNALS)
+    if any(row.p_holm is not None for row in results.rows):
+        terms.append(_AMONG_ALL)
     if any(row.low is not None for row in results.rows):
         terms.append(_INTERVAL)
     if quantised or any("student-" in model for model in results.models):

@@ -23,11 +23,12 @@ from stillroom.evaluation.probes import Material, make_probes, probe_rows, probe
 from stillroom.evaluation.results import ModelResult
 from stillroom.evaluation.running import evaluate_model
 from stillroom.evaluation.samples import asked, samples
-from stillroom.evaluation.tasks import EvaluationTask, held_out_lessons, load_task
+from stillroom.evaluation.tasks import Draws, EvaluationTask, held_out_lessons, load_task, text_task
 from stillroom.evaluation.training_curves import training_rows
 from stillroom.evaluation.trust import trust_rows
 from stillroom.gguf import export_once
 from stillroom.lessons.filter.refusals import refusal
+from stillroom.lessons.prompts.documents import read_texts
 from stillroom.lessons.prompts.sources import read_questions, source_of
 from stillroom.models.origins import student_source
 from stillroom.models.references import resolve_model, resolve_tokenizer
@@ -40,6 +41,8 @@ DISTILLED = "distilled"
 """The student before it was aligned."""
 _FORMAT = 1
 """Raised when what is kept of a model changes its meaning; then every model is measured again."""
+_PARTS = ("messages", "reference", "tools", "document", "stem", "options")
+"""Of a question: what an item is made of."""
 _RESERVED = {"speed", "size", "training"}
 
 
@@ -84,7 +87,7 @@ def check_files(run: Run) -> None:
         DataError: a file is missing or empty, or a question is not one that its score can judge.
     """
     for task in run.recipe.evaluate.tasks:
-        if task.file is not None and task.score != "likelihood":
+        if task.file is not None:
             read_file(task, run.locate(task.file), tools=run.recipe.teach.parameters.get("tools"))
 
 
@@ -104,10 +107,14 @@ def read_tasks(context: StageContext) -> list[EvaluationTask]:
                 expected=f"none of {', '.join(sorted(_RESERVED))}, which the results use themselves",
                 do="give the task another name: evaluate.tasks: [{file: ..., name: ...}]",
             )
-    tasks = [_read(context, task) for task in recipe.evaluate.tasks]
+    tasks = [_sampled(_read(context, task), task) for task in recipe.evaluate.tasks]
     if recipe.classify and recipe.classify.several:
         return [_with_sorted_classes(task) for task in tasks]
     return tasks
+
+
+def _sampled(read: EvaluationTask, task: Task) -> EvaluationTask:
+    return replace(read, draws=Draws(task.samples, task.temperature)) if task.samples > 1 else read
 
 
 def _read(context: StageContext, task: Task) -> EvaluationTask:
@@ -126,14 +133,21 @@ def _read(context: StageContext, task: Task) -> EvaluationTask:
         )
     held_out = (_line(line) for line in read_lines(path) if line["split"] == "tune")
     return load_task(
-        path, task.score, task.title, limit=task.limit, system=system, tools=tools, lines=held_out
+        path,
+        task.score,
+        task.title,
+        limit=task.limit,
+        system=system,
+        tools=tools,
+        options=task.options,
+        lines=held_out,
     )
 
 
 def read_file(
     task: Task, path: Path, *, system: str | None = None, tools: list[dict[str, Any]] | None = None
 ) -> EvaluationTask:
-    """A task's file, read as prompts are: published benchmarks are recognised, columns guessed.
+    """A task's file, read as prompts are: published benchmarks are recognised, columns guessed. With `perplexity`, texts.
 
     Args:
         task: the recipe's entry.
@@ -144,13 +158,24 @@ def read_file(
     Raises:
         DataError: the file is missing or empty, or a question is not one that the score can judge.
     """
+    if task.score == "perplexity":
+        return text_task(read_texts(task, path), path, task.title, task.limit)
     lines = (_line(vars(question)) for question in read_questions(source_of(task), path))
-    return load_task(path, task.score, task.title, limit=task.limit, system=system, tools=tools, lines=lines)
+    return load_task(
+        path,
+        task.score,
+        task.title,
+        limit=task.limit,
+        system=system,
+        tools=tools,
+        options=task.options,
+        lines=lines,
+    )
 
 
 def _line(known: Mapping[str, Any]) -> dict[str, Any]:
     """What an item is made of; where the right answer is not set apart it is the worked one."""
-    line = {name: known.get(name) for name in ("messages", "reference", "tools", "document")}
+    line = {name: known.get(name) for name in _PARTS}
     if line["reference"] is None:
         line["reference"] = known.get("solution")
     return {name: value for name, value in line.items() if value is not None}

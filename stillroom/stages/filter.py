@@ -20,6 +20,7 @@ from stillroom.lessons.filter.filtering import Filtering
 from stillroom.lessons.filter.groups import Group, Helpers
 from stillroom.lessons.filter.headroom import Headroom, Lead
 from stillroom.lessons.filter.judging import SAMPLING, Judge
+from stillroom.lessons.prompts.documents import read_texts
 from stillroom.lessons.prompts.questions import user_text
 from stillroom.lessons.prompts.sources import evaluation_sources
 from stillroom.lessons.teach.answered import AnswersFile, spent_by_others
@@ -161,6 +162,10 @@ def _held_out(context: StageContext) -> HeldOut:
             done.add(source.file)
             path = context.run.locate(source.file)
             held_out.add(path, path.name, source)
+    for task in recipe.evaluate.tasks:
+        if task.file and task.score == "perplexity":
+            path = context.run.locate(task.file)
+            held_out.add_questions((["".join(lines)] for lines in read_texts(task, path)), path.name)
     if recipe.measured_on_held_out:
         prompts = context.run.need("prompts")
         held_out.add_own(([text] for text in _bare(prompts, "tune")), _bare(prompts, "train"))

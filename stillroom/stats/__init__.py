@@ -9,7 +9,7 @@ from stillroom.stats.intervals import (
     paired_bootstrap_ratio,
     wilson,
 )
-from stillroom.stats.paired import mcnemar_exact, sign_flip
+from stillroom.stats.paired import holm, items_to_tell, mcnemar_exact, sign_flip
 
 __all__ = [
     "Bin",
@@ -17,6 +17,8 @@ __all__ = [
     "bootstrap_mean",
     "brier",
     "expected_calibration_error",
+    "holm",
+    "items_to_tell",
     "mcnemar_exact",
     "paired_bootstrap_difference",
     "paired_bootstrap_ratio",

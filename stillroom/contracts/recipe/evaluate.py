@@ -11,7 +11,19 @@ from stillroom.contracts.recipe.export import Kind
 from stillroom.contracts.recipe.prompts import Form
 from stillroom.contracts.recipe.section import Section
 
-Score = Literal["json", "exact", "number", "maths", "choice", "tools", "code", "quotes", "likelihood"]
+Score = Literal[
+    "json",
+    "exact",
+    "number",
+    "maths",
+    "choice",
+    "likeliest",
+    "tools",
+    "code",
+    "quotes",
+    "likelihood",
+    "perplexity",
+]
 
 
 ProbeName = Literal["facts", "outside", "rephrased", "format", "rare", "abstention", "refusals", "quantised"]
@@ -29,9 +41,12 @@ class Task(Section):
     score: Score = Field(
         description="How an answer is held against the right one; the names are those of filter.verify. `json`: every field "
         "of the JSON answer must be right. `exact`: the answer's text must be equal. `number`, `maths`: its final number, "
-        "its result in mathematics. `choice`: its letter. `tools`: its calls of tools. `code`: its Python must pass the "
+        "its result in mathematics. `choice`: its letter. "
+        "`likeliest`: nothing is written; of a multiple choice's options the one that the model finds likeliest must be the "
+        "right one. `tools`: its calls of tools. `code`: its Python must pass the "
         "question's tests, run in a sandbox. `quotes`: it quotes, its quotes stand in the question's document, and the "
-        "right answer's words stand in it. `likelihood`: loss and KL to the teacher on the held-out lessons.",
+        "right answer's words stand in it. `likelihood`: loss and KL to the teacher on the held-out lessons. "
+        "`perplexity`: of a file of texts, with loss and KL.",
     )
     form: Form = Field(
         "auto", description="Of the file, as for a source of prompts: `auto` recognises published benchmarks."
@@ -41,6 +56,18 @@ class Task(Section):
     )
     name: str | None = Field(None, description="What the report calls it. Empty: the file's name.")
     limit: int | None = Field(None, ge=1, description="Use at most this many items.")
+    samples: int = Field(
+        1,
+        ge=1,
+        description="Answers to each question. Several are drawn at `temperature`, and `pass@k` says how often one of k is "
+        "right; one is the likeliest at every token.",
+    )
+    temperature: float = Field(0.8, gt=0, description="Sampling temperature of several answers.")
+    options: Literal["letter", "text"] = Field(
+        "letter",
+        description="What `score: likeliest` ranks: the options' letters, after the question with its options, or their "
+        "words, after the bare question.",
+    )
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Task:
@@ -48,9 +75,18 @@ class Task(Section):
             raise ValueError(
                 "a task with `score: likelihood` takes no file: it reads the lessons held out of training"
             )
+        if self.score == "perplexity" and (self.file is None or self.form != "auto"):
+            raise ValueError("a task with `score: perplexity` takes a file of texts, and no form")
+        if self.samples > 1 and (not self.asks or self.score == "likeliest"):
+            raise ValueError(f"a task with `score: {self.score}` writes no answers: leave samples out")
         if self.form in ("corpus", "documents"):
             raise ValueError(f"{self.form} hold no questions to be measured on")
         return self
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is made of questions, not of texts or lessons to be predicted."""
+        return self.score not in ("likelihood", "perplexity")
 
     @property
     def title(self) -> str:

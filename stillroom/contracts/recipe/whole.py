@@ -207,7 +207,7 @@ class Recipe(Section):
     @property
     def measured_on_held_out(self) -> bool:
         """Whether a task asks the questions that were held out of training."""
-        return any(task.file is None and task.score != "likelihood" for task in self.evaluate.tasks)
+        return any(task.file is None and task.asks for task in self.evaluate.tasks)
 
     def _writes_gguf(self) -> None:
         """Every file is of a kind that GGUF has, of a model whose weights are here, under a name of its own."""

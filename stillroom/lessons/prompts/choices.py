@@ -40,6 +40,8 @@ def read_choice(row: Row) -> Question:
         reference=_right_letter(row, letters, texts),
         check="choice",
         solution=worked if isinstance(worked, str) else None,
+        stem=asked,
+        options=[str(text) for text in texts],
     )
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.recipe import PromptSource
+from stillroom.contracts.records import SOURCE
 from stillroom.lessons.prompts.documents import read_documents
 from stillroom.lessons.prompts.questions import Question
-from stillroom.models.rendering import SOURCE, Renderer
+from stillroom.models.rendering import Renderer
 
 _WIDE = 8
 """Characters a token that are looked at to find the end of a block; where a text has more, blocks come out shorter."""

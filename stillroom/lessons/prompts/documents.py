@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from stillroom.contracts.errors import DataError
+from stillroom.contracts.recipe import Task
 from stillroom.lessons.prompts.readers import HUB, open_files, read_rows
 
 _TABLES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -29,6 +30,11 @@ def read_passages(name: str, path: Path, size: int, pattern: str | None = None) 
     """
     for lines in read_documents(name, path, pattern):
         yield from passages(lines, size)
+
+
+def read_texts(task: Task, path: Path) -> Iterator[Iterator[str]]:
+    """The texts of an evaluation's file, each as its lines; errors as `read_passages`."""
+    return read_documents(task.file or "", path, task.pattern)
 
 
 def read_documents(name: str, path: Path, pattern: str | None = None) -> Iterator[Iterator[str]]:

@@ -44,6 +44,10 @@ class Question:
     """Why that answer ended, in OpenAI's words."""
     method: str | None = None
     """How the teacher was asked to invent the question."""
+    stem: str | None = None
+    """A multiple choice without its options."""
+    options: list[str] | None = None
+    """Their words, without the letters."""
     stratum: str = ""
     """The value of the column that the source is stratified by."""
 

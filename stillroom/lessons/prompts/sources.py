@@ -22,7 +22,7 @@ __all__ = ["question_key", "question_of", "read_questions", "user_text"]
 
 def evaluation_sources(recipe: Recipe) -> Iterator[PromptSource]:
     """The files whose questions must not be trained on."""
-    yield from (source_of(task) for task in recipe.evaluate.tasks if task.file)
+    yield from (source_of(task) for task in recipe.evaluate.tasks if task.file and task.asks)
     for name in recipe.filter.decontaminate:
         yield PromptSource(file=name)
 
