@@ -390,13 +390,20 @@ def test_baselines_become_files_of_the_students_kinds_where_that_is_probed(
     assert Path(specs["before-Q8_0"].path).parent == run.folder("evaluate")
 
 
-def test_probes_want_questions_with_right_answers() -> None:
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"score": "likelihood"},
+        {"file": "e", "score": "likeliest"},
+        {"file": "e", "score": "code", "samples": 4},
+    ],
+)
+def test_probes_want_a_task_that_is_answered_once_in_writing(task: dict[str, Any]) -> None:
     tree = {"name": "t", "teacher": {"model": "a"}, "student": {"model": "b"}, "prompts": [{"file": "x"}]}
-    with pytest.raises(RecipeError, match="name a task"):
-        build_recipe(tree | {"evaluate": {"tasks": [{"score": "likelihood"}], "probes": "all"}})
-    recipe = build_recipe(
-        tree | {"evaluate": {"tasks": [{"file": "e", "score": "exact"}], "probes": ["rare", "rare"]}}
-    )
+    with pytest.raises(RecipeError, match="answered once, in writing"):
+        build_recipe(tree | {"evaluate": {"tasks": [task], "probes": "all"}})
+    tasks = [task, {"file": "f", "score": "exact"}]
+    recipe = build_recipe(tree | {"evaluate": {"tasks": tasks, "probes": ["rare", "rare"]}})
     assert recipe.evaluate.wanted_probes == ["rare"]
 
 

@@ -362,7 +362,7 @@ def _probed(
     wanted = recipe.evaluate.wanted_probes
     if not wanted:
         return [], {}
-    task = next(task for task in tasks if task.items)
+    task = next(task for task in tasks if task.written and task.samples == 1)
     material = Material(task, context.run.need("filter"), refusal, recipe.seed)
     probes, left_out = make_probes(material, wanted, classes=recipe.classify is not None)
     for name, why in left_out.items():

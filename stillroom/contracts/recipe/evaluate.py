@@ -89,6 +89,11 @@ class Task(Section):
         return self.score not in ("likelihood", "perplexity")
 
     @property
+    def answered_once(self) -> bool:
+        """Whether each of its questions gets one written answer, as those that probes are made from do."""
+        return self.asks and self.score != "likeliest" and self.samples == 1
+
+    @property
     def title(self) -> str:
         """The task's name in results and report."""
         if self.name or self.file:
@@ -110,10 +115,10 @@ class Evaluate(Section):
 
     probes: list[ProbeName] | Literal["all"] = Field(
         [],
-        description="What is lost beyond right and wrong, found out with questions made from the first task's and from the "
-        "lessons: `all`, or some of `facts` (facts in a question against recall), `outside` (questions outside the task), "
-        "`rephrased`, `format` (answers in the task's form), `rare` (answers rare among the lessons), `abstention`, "
-        "`refusals`, `quantised` (what quantising costs baselines). See docs/evaluation.md.",
+        description="What is lost beyond right and wrong, found out with questions made from the first task that is answered "
+        "in writing, and from the lessons: `all`, or some of `facts` (facts in a question against recall), `outside` "
+        "(questions outside the task), `rephrased`, `format` (answers in the task's form), `rare` (answers rare among the "
+        "lessons), `abstention`, `refusals`, `quantised` (what quantising costs baselines). See docs/evaluation.md.",
     )
 
     @property
@@ -123,9 +128,10 @@ class Evaluate(Section):
 
     @model_validator(mode="after")
     def _has_questions(self) -> Evaluate:
-        if self.probes and all(task.score == "likelihood" for task in self.tasks):
+        if self.probes and not any(task.answered_once for task in self.tasks):
             raise ValueError(
-                "evaluate.probes are made from questions with right answers: name a task that has some, or leave probes out"
+                "evaluate.probes are made from a task with right answers that is answered once, in writing: name one, or "
+                "leave probes out"
             )
         return self
 

@@ -24,7 +24,7 @@ class Material:
     """What the probes of a run are made from: its own questions, its lessons, and what its teacher refused."""
 
     task: EvaluationTask
-    """The first task whose answers are judged one by one."""
+    """The first task whose questions get one written answer each."""
     filtered: Path
     """The filter stage's folder."""
     refusal: Callable[[str], str | None]
