@@ -115,8 +115,8 @@ class Evaluate(Section):
 
     probes: list[ProbeName] | Literal["all"] = Field(
         [],
-        description="What is lost beyond right and wrong, found out with questions made from the first task that is answered "
-        "in writing, and from the lessons: `all`, or some of `facts` (facts in a question against recall), `outside` "
+        description="What is lost beyond right and wrong, found out with questions made from the first task with written "
+        "answers, and from the lessons: `all`, or some of `facts` (facts in a question against recall), `outside` "
         "(questions outside the task), `rephrased`, `format` (answers in the task's form), `rare` (answers rare among the "
         "lessons), `abstention`, `refusals`, `quantised` (what quantising costs baselines). See docs/evaluation.md.",
     )
