@@ -46,6 +46,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "self": {"from": "self"},
     "from a book": {"from": "book", "budget": 36},
     "online": {"from": "online", "teacher": {"hidden": 768, "layers": 4, "mlp": 2304}, "rows": 4},
+    "rows of all lengths": {
+        "hidden": 256,
+        "mlp": 768,
+        "layers": 4,
+        "vocab": 8000,
+        "shortest": 16,
+        "steps": 40,
+    },
     "lora, float32": {"lora": {"rank": 16}, "precision": "float32", "rows": 4},
 }
 
@@ -93,7 +101,10 @@ def measure(name: str) -> dict[str, Any]:
             )
         )
 
-    numbers = np.random.default_rng(0).integers(3, given["vocab"], (64, given["length"]))
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(given.get("shortest", given["length"]), given["length"] + 1, 64)
+    numbers = [draw.integers(3, given["vocab"], length) for length in lengths]
+    steps = given.get("steps", 4)
     rows: Any = MemoryRows((row.tolist(), [False] + [True] * (len(row) - 1)) for row in numbers)
     if "budget" in given:  # a teacher that is unsure of everything, so that the budget is used up
         count = given["length"] - 1
@@ -103,7 +114,7 @@ def measure(name: str) -> dict[str, Any]:
     kind = given.get("from", "live" if "teacher" in given else "book")
     settings = Distil(
         teacher=kind,
-        steps=4,
+        steps=steps,
         batch_size=given.get("batch", given["rows"]),
         micro_batch_size=given["rows"],
         max_length=given["length"],
@@ -121,7 +132,7 @@ def measure(name: str) -> dict[str, Any]:
         student = add_lora(student.to(getattr(torch, lora.base)), lora, 0)
     hard = teacher is None and kind != "self" and "budget" not in given
     with tempfile.TemporaryDirectory() as folder:
-        fit(
+        counts = fit(
             student,
             rows,
             objective=Objective(
@@ -130,7 +141,7 @@ def measure(name: str) -> dict[str, Any]:
                 mutual=kind == "online",
             ),
             settings=settings,
-            steps=4,
+            steps=steps,
             seed=0,
             checkpoints=Path(folder) / "checkpoints",
             metrics=Path(folder) / "metrics.jsonl",
@@ -142,7 +153,7 @@ def measure(name: str) -> dict[str, Any]:
     plan = training_memory(
         shape,
         settings,
-        given["rows"] * given["length"],
+        counts["largest batch"],
         bfloat16=settings.precision == "bfloat16",
         lora=lora,
         teacher=Shape.of(teacher.config.to_dict()) if teacher is not None else None,
