@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers.cache_utils import DynamicLayer
 from stillroom.models.hardware import input_device
 from stillroom.models.rendering import Branches, Rendered
 
+_ALIKE = 0.75
+"""Of the longest prompt of a pass: a shorter one waits for the next."""
 _LOGITS = 1 << 26
 """Most logits (float32) held at once while the answers' later tokens are read: 256 MiB."""
 
@@ -24,6 +27,18 @@ def shares_prefixes(model: Any) -> bool:
     Sliding-window and recurrent layers keep no state for each position.
     """
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+def alike(batch: list[Branches]) -> Iterator[list[Branches]]:
+    """A batch, longest prompt first, in parts whose prompts are of much the same length: padding costs what tokens do."""
+    part: list[Branches] = []
+    for question in batch:
+        if part and len(question.ids) < _ALIKE * len(part[0].ids):
+            yield part
+            part = []
+        part.append(question)
+    if part:
+        yield part
 
 
 def row_logprob(row: Rendered, logits: Tensor) -> float:
