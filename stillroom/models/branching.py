@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from transformers.cache_utils import DynamicLayer
 from stillroom.models.hardware import input_device
 from stillroom.models.rendering import Branches, Rendered
 
+_ALIKE = 0.75
+"""Of the longest prompt of a pass: a shorter one waits for the next."""
 _LOGITS = 1 << 26
 """Most logits (float32) held at once while the answers' later tokens are read: 256 MiB."""
 
@@ -23,6 +27,18 @@ def shares_prefixes(model: Any) -> bool:
     Sliding-window and recurrent layers keep no state for each position.
     """
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+def alike(batch: list[Branches]) -> Iterator[list[Branches]]:
+    """A batch, longest prompt first, in parts whose prompts are of much the same length: padding costs what tokens do."""
+    part: list[Branches] = []
+    for question in batch:
+        if part and len(question.ids) < _ALIKE * len(part[0].ids):
+            yield part
+            part = []
+        part.append(question)
+    if part:
+        yield part
 
 
 def row_logprob(row: Rendered, logits: Tensor) -> float:
@@ -66,56 +82,54 @@ def branch_logprobs(model: Any, batch: list[Branches], *, vocab: int, batch_size
         ]
         for row, question in enumerate(batch)
     ]
-    # A letter is one token, which the prompt's own last place predicts: nothing more is read then.
-    longer = [
-        (row, answer)
-        for row, question in enumerate(batch)
-        for answer, tail in enumerate(question.tails)
-        if len(tail) > 1
-    ]
-    longer.sort(key=lambda at: len(batch[at[0]].tails[at[1]]))
-    while longer:
-        width = len(batch[longer[-1][0]].tails[longer[-1][1]]) - 1
-        several = max(1, min(batch_size, _LOGITS // (width * vocab)))
-        chosen, longer = longer[-several:], longer[:-several]
-        sums = _later(
-            model, cache, mask, [(row, batch[row].tails[a], batch[row].given[a]) for row, a in chosen], vocab
+    # A letter is one token, which the prompt's own last place predicts: nothing more is read then. What answers begin
+    # with in common, a space that is a token of its own, is read once for all of them.
+    runs: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    for row, question in enumerate(batch):
+        for answer, tail in enumerate(question.tails):
+            if len(tail) > 1:
+                runs.setdefault((row, tuple(tail[:-1])), []).append(answer)
+    waiting = sorted(runs, key=lambda run: len(run[1]))
+    while waiting:
+        several = max(1, min(batch_size, _LOGITS // (len(waiting[-1][1]) * vocab)))
+        chosen, waiting = waiting[-several:], waiting[:-several]
+        logprobs = _later(model, cache, mask, chosen)[..., :vocab].float().log_softmax(-1)
+        places = [
+            (at, place, token, run[0], answer)
+            for at, run in enumerate(chosen)
+            for answer in runs[run]
+            for place, token in enumerate(batch[run[0]].tails[answer][1:])
+            if place + 1 >= batch[run[0]].given[answer]
+        ]
+        at, place, token = (
+            torch.tensor(column, device=device) for column in list(zip(*places, strict=True))[:3]
         )
-        for (row, answer), value in zip(chosen, sums, strict=True):
+        for value, (*_, row, answer) in zip(logprobs[at, place, token].tolist(), places, strict=True):
             found[row][answer] += value
     return found
 
 
-def _later(
-    model: Any, cache: DynamicCache, mask: Tensor, answers: list[tuple[int, list[int], int]], vocab: int
-) -> list[float]:
-    """Sum of the log-probabilities of all tokens but the first of answers (row of the cache, tokens, given ones)."""
+def _later(model: Any, cache: DynamicCache, mask: Tensor, runs: list[tuple[int, tuple[int, ...]]]) -> Tensor:
+    """Logits [runs, longest, vocab] after each token of runs (row of the cache, tokens), which go on from the cache."""
     device = mask.device
-    width = max(len(tail) for _, tail, _ in answers) - 1
-    ids = torch.tensor([tail[:-1] + [0] * (width + 1 - len(tail)) for _, tail, _ in answers], device=device)
-    # -100 is what cross_entropy leaves out.
-    targets = torch.tensor(
-        [
-            [-100 if place < given else token for place, token in enumerate(tail)][1:]
-            + [-100] * (width + 1 - len(tail))
-            for _, tail, given in answers
-        ],
-        device=device,
-    )
-    rows = torch.tensor([row for row, _, _ in answers], device=device)
+    width = max(len(tokens) for _, tokens in runs)
+    ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for _, tokens in runs], device=device)
+    rows = torch.tensor([row for row, _ in runs], device=device)
     own = DynamicCache(config=model.config)
-    for place, layer in enumerate(cache.layers):
-        own.update(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), place)
+    own.layers = [_rows_of(layer, rows) for layer in cache.layers]
     before = mask.index_select(0, rows)
-    # What pads an answer lies behind it, where nothing looks at it.
-    logits = model(
+    # What pads a run lies behind it, where nothing looks at it.
+    return model(
         input_ids=ids,
         attention_mask=F.pad(before, (0, width), value=1),
         position_ids=before.sum(-1, keepdim=True) + torch.arange(width, device=device),
         past_key_values=own,
         use_cache=True,
-    ).logits[..., :vocab]
-    losses = F.cross_entropy(
-        logits.float().flatten(0, 1), targets.to(logits.device).flatten(), reduction="none"
-    )
-    return (-losses.view(len(answers), width).double().sum(-1)).tolist()
+    ).logits
+
+
+def _rows_of(layer: Any, rows: Tensor) -> Any:
+    """Some rows of a cache's layer, each as often as it is named."""
+    own = copy(layer)
+    own.keys, own.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
+    return own

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from stillroom.contracts.errors import ModelError
 from stillroom.contracts.records import Reply, Request, Sampling
-from stillroom.models.branching import branch_logprobs, row_logprob, shares_prefixes
+from stillroom.models.branching import alike, branch_logprobs, row_logprob, shares_prefixes
 from stillroom.models.decoding import decode
 from stillroom.models.hardware import bfloat16_is_quick, input_device
 from stillroom.models.quantisation import quantisation
@@ -145,7 +145,11 @@ class LocalModel:
     def _rank(self, batch: list[Branches]) -> list[list[float]]:
         vocab = min(self.vocab_size, self.renderer.vocab_size)
         if shares_prefixes(self.model):
-            return branch_logprobs(self.model, batch, vocab=vocab, batch_size=self.batch_size)
+            return [
+                logprobs
+                for part in alike(batch)
+                for logprobs in branch_logprobs(self.model, part, vocab=vocab, batch_size=self.batch_size)
+            ]
         return [
             [
                 row_logprob(row, logits[:, :vocab])
