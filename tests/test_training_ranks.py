@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_training_packing import SHAPE, some_rows
 from torch.distributed.fsdp import fully_shard
@@ -18,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 from ways import LENGTHS, WAYS, Listed
 
+from stillroom.ranks import orders, together
 from stillroom.training.batches import StepPlan
 from stillroom.training.collation import collate
 from stillroom.training.objective import Objective
@@ -74,28 +74,30 @@ def sharded_figures(
     return {"packed": trainer.packed, "figures": figures, "gradients": gradients}
 
 
-def work(rank: int, folder: Path) -> None:
+def work(rank: int, folder: Path, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    store = dist.FileStore(str(folder / "store"), RANKS)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=SECONDS)
-    )
-    out = {
-        (source, packing): sharded_figures(folder, source, packing, rank, RANKS) for source, packing in SHARED
-    }
-    for name, way in WAYS.items():
-        out[name] = way.train(folder / f"{name}-{rank}").state_dict()
-    if rank == 0:
-        torch.save(out, folder / "out.pt")
-    dist.destroy_process_group()
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with together() as first:
+        out = {
+            (source, packing): sharded_figures(folder, source, packing, rank, RANKS)
+            for source, packing in SHARED
+        }
+        for name, way in WAYS.items():
+            out[name] = way.train(folder / name).state_dict()
+        if first:
+            torch.save(out, folder / "out.pt")
+        else:
+            assert not list(orders())
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """What two ranks came to, as the first of them saw it."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = mp.spawn(work, args=(folder,), nprocs=RANKS, join=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.spawn(work, args=(folder, port), nprocs=RANKS, join=False)
     until = time.monotonic() + SECONDS
     while not context.join(timeout=1):
         if time.monotonic() > until:
