@@ -31,6 +31,8 @@ _LOGITS_BYTES = 256 << 20
 _PACK_TOKENS = 512
 """Tokens in a batch: more than a CPU needs to be busy, few enough for the attention scores to stay in cache."""
 _PACK_SEQUENCES = 64
+_CELLS = 256
+"""A cache of llama.cpp's holds a multiple of so many tokens."""
 _PACK_QUESTIONS = 8
 """Questions whose answers are ranked together; the other sequences are for the answers."""
 
@@ -165,7 +167,7 @@ class LlamaCpp:
                 context,
                 [questions[index] for index in pack],
                 vocab=vocab or self.metadata.vocab_size,
-                cells=self._reading_cells,
+                cells=self.n_ctx,
                 sequences=_PACK_SEQUENCES,
             )
 
@@ -224,21 +226,14 @@ class LlamaCpp:
             )
         return out
 
-    @property
-    def _reading_batch(self) -> int:
-        return max(1, min(_PACK_TOKENS, _LOGITS_BYTES // (4 * self.metadata.vocab_size)))
-
-    @property
-    def _reading_cells(self) -> int:
-        """A whole text of the longest kind, or a batch of prompts and as much again of their answers."""
-        return max(self.n_ctx, 2 * self._reading_batch)
-
     def _reading_context(self) -> Context:
         if self._reader is None:
+            # No more cells than llama.cpp itself rounds up to: by their number it chooses among longrope's factors.
+            cells = -(-self.n_ctx // _CELLS) * _CELLS
             self._reader = self._context(
-                cells=self._reading_cells,
+                cells=cells,
                 sequences=_PACK_SEQUENCES,
-                batch=self._reading_batch,
+                batch=max(1, min(_PACK_TOKENS, _LOGITS_BYTES // (4 * self.metadata.vocab_size), cells)),
                 unified=True,
             )
         return self._reader
