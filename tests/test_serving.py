@@ -173,7 +173,7 @@ def backend() -> Iterator[Backend]:
 
 @pytest.fixture
 def front(backend: Backend) -> Iterator[str]:
-    app = create_app(backend.url, models=["small"], api_key="sesame", max_request_bytes=LIMIT)
+    app = create_app(backend.url, models=["small"], api_keys=["sesame", "open"], max_request_bytes=LIMIT)
     with running_front(app) as url:
         yield url
 
@@ -397,9 +397,63 @@ def test_many_streams_at_once_do_not_wait_for_each_other(front: str, backend: Ba
         stream.close()
 
 
+def metric(url: str, line: str) -> float:
+    """A figure of /metrics, by its name and labels; 0 where it is not there."""
+    text = subprocess.run(
+        ["curl", "-sS", f"{url}/metrics"], capture_output=True, text=True, check=True
+    ).stdout
+    found = [row for row in text.splitlines() if row.startswith(f"{line} ")]
+    return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+
+def test_a_monitor_sees_what_was_answered_refused_and_hung_up_on(front: str, backend: Backend) -> None:
+    api, chat = client(front), 'route="/v1/chat/completions"'
+    for _ in range(3):
+        api.chat.completions.create(**question("colour?"))
+    with pytest.raises(openai.BadRequestError):
+        api.chat.completions.create(**question("too long"))
+    with pytest.raises(openai.AuthenticationError):
+        client(front, "wrong").chat.completions.create(**question("colour?"))
+    for number in range(4):
+        curl(f"{front}/v1/secret-{number}", *KEY)
+    stream = api.chat.completions.create(**question("endless", stream=True))
+    next(iter(stream))
+    wait_until(lambda: metric(front, "stillroom_requests_running") == 1)
+    stream.close()
+    wait_until(lambda: metric(front, "stillroom_requests_running") == 0)
+    assert metric(front, f'stillroom_requests_total{{{chat},status="200"}}') == 4
+    assert metric(front, f'stillroom_requests_total{{{chat},status="400"}}') == 1
+    assert metric(front, f'stillroom_requests_total{{{chat},status="401"}}') == 1
+    assert metric(front, 'stillroom_requests_total{route="other",status="404"}') == 4
+    assert metric(front, f"stillroom_request_seconds_count{{{chat}}}") == 6
+    assert 0 < metric(front, f"stillroom_first_byte_seconds_sum{{{chat}}}") < 60
+
+
+def test_one_request_too_many_is_told_to_come_back(backend: Backend) -> None:
+    app = create_app(backend.url, models=["small"], most_requests=2)
+    with running_front(app) as url:
+        api = client(url)
+        held = [api.chat.completions.create(**question("endless", stream=True)) for _ in range(2)]
+        with pytest.raises(openai.RateLimitError) as caught:
+            api.chat.completions.create(**question("colour?"))
+        assert caught.value.response.headers["retry-after"] == "1"
+        assert [model.id for model in api.models.list()] == ["small"]
+        held.pop().close()
+        assert backend.hung_up.wait(60)
+        wait_until(lambda: metric(url, "stillroom_requests_running") == 1)
+        assert api.chat.completions.create(**question("colour?")).choices
+        held.pop().close()
+
+
+def test_any_of_several_keys_opens(front: str) -> None:
+    assert client(front, "open").models.list().data
+    with pytest.raises(openai.AuthenticationError):
+        client(front, "sesame,open").models.list()
+
+
 def test_an_empty_key_is_refused_rather_than_served() -> None:
     with pytest.raises(UserError, match="API key is empty"):
-        create_app("http://127.0.0.1:1", models=["small"], api_key=" ")
+        create_app("http://127.0.0.1:1", models=["small"], api_keys=[" "])
 
 
 # A model file, served
@@ -482,7 +536,7 @@ def gone(pid: int) -> bool:
 
 
 def test_a_served_file_answers_the_openai_client_and_curl(gguf: Path) -> None:
-    with serving(gguf, api_key="sesame", name="tiny model") as served:
+    with serving(gguf, api_keys=["sesame"], name="tiny model") as served:
         api = client(served.url)
         asked = {**question("hello"), "model": "tiny model", "max_tokens": 12, "temperature": 0}
         asked["extra_body"] = {"ignore_eos": True}  # a random model may end at once
@@ -494,6 +548,7 @@ def test_a_served_file_answers_the_openai_client_and_curl(gguf: Path) -> None:
         pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
         assert "".join(pieces) == whole.choices[0].message.content
         assert len(pieces) > 4
+        assert metric(served.url, "llamacpp:tokens_predicted_total") == 24
         plain = api.completions.create(
             model="tiny model", prompt="def", max_tokens=5, temperature=0, logprobs=2
         )
@@ -504,8 +559,13 @@ def test_a_served_file_answers_the_openai_client_and_curl(gguf: Path) -> None:
                 **{**asked, "messages": [{"role": "user", "content": "word " * 2000}]}
             )
         assert caught.value.code == "context_length_exceeded"
-        with pytest.raises(openai.BadRequestError):
-            api.chat.completions.create(**{**asked, "messages": "no list"})
+        for nothing in (
+            "no list",
+            [{"content": "no role"}],
+            [{"role": "user", "content": [{"type": "text"}]}],
+        ):
+            with pytest.raises(openai.BadRequestError):
+                api.chat.completions.create(**{**asked, "messages": nothing})
         (example,) = (line for line in served.lines if line.startswith("curl "))
         done = subprocess.run(
             ["sh", "-c", example.replace("curl ", "curl -sS ")],
@@ -519,6 +579,41 @@ def test_a_served_file_answers_the_openai_client_and_curl(gguf: Path) -> None:
         assert gone(child)
         assert served.errors == []
         assert not any("sesame" in line for line in served.lines)
+
+
+def test_no_answer_is_longer_than_the_server_allows(gguf: Path) -> None:
+    with serving(gguf, most_tokens=7) as served:
+        api = client(served.url)
+        asked = {**question("hello"), "model": "tiny-F16", "extra_body": {"ignore_eos": True}}
+        answer = api.chat.completions.create(**asked)
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 7
+        assert answer.choices[0].finish_reason == "length"
+        for name in ("max_tokens", "max_completion_tokens"):
+            for length in (8, -1):
+                with pytest.raises(openai.BadRequestError, match="at most 7") as caught:
+                    api.chat.completions.create(**asked, **{name: length})
+                assert caught.value.param == name
+
+
+def test_it_keeps_to_its_own_openapi_document(gguf: Path, tmp_path: Path) -> None:
+    with serving(gguf, api_keys=["sesame"], most_tokens=4) as served:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "schemathesis.cli", "run", f"{served.url}/openapi.json"),
+                *("-H", "Authorization: Bearer sesame", "--phases", "coverage,fuzzing"),
+                *("--max-examples", "15", "--seed", "1", "--no-color"),
+                # llama.cpp takes many a thing that it need not, and a conversation may be longer than its context.
+                *("--exclude-checks", "negative_data_rejection,positive_data_acceptance"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            cwd=tmp_path,  # it keeps a folder of its own there
+        )
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+        assert served.errors == []
+        assert not served.said("died")
 
 
 def test_a_model_server_that_dies_is_started_again_and_the_reader_is_told(gguf: Path) -> None:
@@ -588,7 +683,7 @@ def test_a_taken_port_is_named_before_the_model_is_loaded(gguf: Path) -> None:
         ({"host": "203.0.113.7"}, "is not an address of this machine"),
         ({"host": "no such host"}, "is not an address of this machine"),
         ({"port": 70_000}, "there is no such port"),
-        ({"api_key": ""}, "the API key is empty"),
+        ({"api_keys": [""]}, "the API key is empty"),
     ],
 )
 def test_an_address_or_key_that_cannot_be_used_is_a_user_error(

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -66,7 +66,9 @@ def serve(
     context: int | None = None,
     parallel: int = 4,
     threads: int | None = None,
-    api_key: str | None = None,
+    most_tokens: int | None = None,
+    most_requests: int = 1024,
+    api_keys: Sequence[str] = (),
     name: str | None = None,
     announce: Callable[[str], None],
 ) -> None:
@@ -81,7 +83,9 @@ def serve(
         context: most tokens of one conversation; default the run's `export.context`, or 4096 for a file.
         parallel: conversations answered at once; more wait.
         threads: CPU threads; default what llama.cpp finds best.
-        api_key: where given, clients must send it as a bearer token.
+        most_tokens: that an answer may have; requests for more are refused. Default: all that fit the context.
+        most_requests: under way at once, those that wait included; more are refused (429).
+        api_keys: where given, clients must send one of them as a bearer token.
         name: the model's name for clients; default the run's or the file's.
         announce: receives each line that the reader should see.
 
@@ -94,10 +98,19 @@ def serve(
         recipe = Run.open(path).recipe
         name, context = name or recipe.name, context or recipe.export.context
     name = name or file.stem
-    app = create_app(None, models=[name], api_key=api_key)
+    app = create_app(
+        None, models=[name], api_keys=api_keys, most_requests=most_requests, most_tokens=most_tokens
+    )
 
     def start() -> LlamaServer:
-        return LlamaServer(file, n_ctx=context or 4096, parallel=parallel, threads=threads, alias=name)
+        return LlamaServer(
+            file,
+            n_ctx=context or 4096,
+            parallel=parallel,
+            threads=threads,
+            alias=name,
+            most_tokens=most_tokens,
+        )
 
     try:
         with (
@@ -109,7 +122,7 @@ def serve(
             announce(f"loading {file}")
             try:
                 child.start()
-                for line in _welcome(host, listener.getsockname()[1], name, api_key is not None):
+                for line in _welcome(host, listener.getsockname()[1], name, bool(api_keys)):
                     announce(line)
                 while alive():
                     child.look()
