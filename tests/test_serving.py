@@ -212,6 +212,14 @@ def test_the_key_of_the_front_never_reaches_the_backend(front: str, backend: Bac
     assert "sesame" not in json.dumps(backend.headers)
 
 
+def test_no_connection_to_the_backend_is_used_twice(front: str, backend: Backend) -> None:
+    """Under load llama.cpp's server closes those it has kept: the next request on one of them would be a 502."""
+    api = client(front)
+    for _ in range(2):
+        api.chat.completions.create(**question("colour?"))
+    assert [headers.get("Connection") for headers in backend.headers] == ["close", "close"]
+
+
 def test_the_openai_client_reads_chat_answers_and_streams(front: str) -> None:
     api = client(front)
     assert api.chat.completions.create(**question("colour?")).choices[0].message.content == "blue"

@@ -33,8 +33,6 @@ from stillroom.serving.openapi import document
 from stillroom.serving.relay import Relay, ask, backend_of, unless_gone, unreachable
 
 _COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
-_IDLE_SECONDS = 2.0
-"""llama.cpp's server closes idle connections after five seconds; one that it is closing must not be used again."""
 
 
 def create_app(
@@ -70,7 +68,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS)
+        # A connection for each request: under load llama.cpp's server closes those that it had kept, while they are
+        # being used again, and whether a request was read by then nobody knows.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         # No limit on the answer's time: a long prompt on a slow machine takes minutes before its first token.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         async with aiohttp.ClientSession(
