@@ -33,7 +33,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from stillroom.gguf import export
 from stillroom.models.llama_cpp_server import LlamaServer
-from stillroom.serving import create_app
+from stillroom.serving import Backend, create_app
 
 MODEL = "random"
 QUESTIONS = [f"Question {number}: tell me all about the number {number**3}." for number in range(16)]
@@ -84,7 +84,7 @@ def front(backend: str, pipe: Any) -> None:
     """The front in a process of its own; sends its address."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     pipe.send(f"http://127.0.0.1:{listener.getsockname()[1]}")
-    app = create_app(backend, models=[MODEL])
+    app = create_app({MODEL: Backend(backend)})
     uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listener])
 
 

@@ -27,13 +27,13 @@ from stillroom.contracts.errors import ModelError, RunError, UserError
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.runfolder import Manifest, Run
 from stillroom.gguf import export
-from stillroom.serving import create_app, model_file, serve
+from stillroom.serving import Backend, create_app, model_file, serve
 
 LIMIT = 4096
 
 
 @dataclass
-class Backend:
+class StandIn:
     """A small server with llama.cpp's routes; what the question says decides how it misbehaves."""
 
     url: str = ""
@@ -122,7 +122,7 @@ def _reply(kind: str, choice: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def running_backend(backend: Backend) -> Iterator[Backend]:
+def running_backend(backend: StandIn) -> Iterator[StandIn]:
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(backend.app(), handler_cancellation=True)
 
@@ -166,14 +166,14 @@ def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
 
 
 @pytest.fixture
-def backend() -> Iterator[Backend]:
-    with running_backend(Backend()) as backend:
+def backend() -> Iterator[StandIn]:
+    with running_backend(StandIn()) as backend:
         yield backend
 
 
 @pytest.fixture
-def front(backend: Backend) -> Iterator[str]:
-    app = create_app(backend.url, models=["small"], api_keys=["sesame", "open"], max_request_bytes=LIMIT)
+def front(backend: StandIn) -> Iterator[str]:
+    app = create_app({"small": Backend(backend.url)}, api_keys=["sesame", "open"], max_request_bytes=LIMIT)
     with running_front(app) as url:
         yield url
 
@@ -198,7 +198,7 @@ def question(content: str, **more: Any) -> dict[str, Any]:
     return {"model": "small", "messages": [{"role": "user", "content": content}], **more}
 
 
-def test_a_chat_completion_arrives_whole_and_unchanged(front: str, backend: Backend) -> None:
+def test_a_chat_completion_arrives_whole_and_unchanged(front: str, backend: StandIn) -> None:
     sent = b'{ "model":"small",  "messages": [{"role":"user","content":"caf\\u00e9 \xc3\xa9"}], "temperature": 0.10}'
     status, reply = curl(f"{front}/v1/chat/completions", *KEY, data=sent)
     assert status == 200
@@ -207,12 +207,12 @@ def test_a_chat_completion_arrives_whole_and_unchanged(front: str, backend: Back
     assert backend.bodies == [sent], "the body was re-encoded on its way"
 
 
-def test_the_key_of_the_front_never_reaches_the_backend(front: str, backend: Backend) -> None:
+def test_the_key_of_the_front_never_reaches_the_backend(front: str, backend: StandIn) -> None:
     client(front).chat.completions.create(**question("colour?"))
     assert "sesame" not in json.dumps(backend.headers)
 
 
-def test_no_connection_to_the_backend_is_used_twice(front: str, backend: Backend) -> None:
+def test_no_connection_to_the_backend_is_used_twice(front: str, backend: StandIn) -> None:
     """Under load llama.cpp's server closes those it has kept: the next request on one of them would be a 502."""
     api = client(front)
     for _ in range(2):
@@ -234,7 +234,7 @@ def test_the_openai_client_reads_plain_completions_and_their_streams(front: str)
     assert "".join(chunk.choices[0].text for chunk in stream) == "blüe"
 
 
-def test_a_stream_arrives_while_it_is_written_not_at_its_end(front: str, backend: Backend) -> None:
+def test_a_stream_arrives_while_it_is_written_not_at_its_end(front: str, backend: StandIn) -> None:
     stream = client(front).chat.completions.create(**question("endless", stream=True))
     assert next(iter(stream)).choices[0].delta.content == "on "
     assert not backend.hung_up.is_set()
@@ -254,7 +254,7 @@ def test_models_lists_the_names_that_are_served(front: str) -> None:
     "arguments", [(), ("-H", "Authorization: Bearer no"), ("-H", "Authorization: Basic sesame")]
 )
 def test_without_the_right_key_every_v1_route_answers_401(
-    front: str, backend: Backend, arguments: tuple[str, ...]
+    front: str, backend: StandIn, arguments: tuple[str, ...]
 ) -> None:
     for route in ("chat/completions", "models", "nowhere"):
         status, reply = curl(f"{front}/v1/{route}", *arguments)
@@ -268,7 +268,7 @@ def test_a_wrong_key_is_an_authentication_error_to_the_client(front: str) -> Non
         client(front, "guess").chat.completions.create(**question("colour?"))
 
 
-def test_an_unknown_model_is_named_beside_those_that_are_served(front: str, backend: Backend) -> None:
+def test_an_unknown_model_is_named_beside_those_that_are_served(front: str, backend: StandIn) -> None:
     with pytest.raises(openai.NotFoundError, match="`large` does not exist; served here: small") as caught:
         client(front).chat.completions.create(**{**question("colour?"), "model": "large"})
     assert caught.value.code == "model_not_found"
@@ -302,7 +302,7 @@ def test_an_unknown_model_is_named_beside_those_that_are_served(front: str, back
     ],
 )
 def test_a_body_that_is_no_request_is_refused_in_openais_form(
-    front: str, backend: Backend, body: bytes
+    front: str, backend: StandIn, body: bytes
 ) -> None:
     status, reply = curl(f"{front}/v1/chat/completions", *KEY, data=body)
     assert status == 400
@@ -313,7 +313,7 @@ def test_a_body_that_is_no_request_is_refused_in_openais_form(
 
 @pytest.mark.parametrize("arguments", [(), ("-H", "Transfer-Encoding: chunked")], ids=["declared", "chunked"])
 def test_a_body_over_the_limit_is_refused_however_it_is_sent(
-    front: str, backend: Backend, arguments: tuple[str, ...]
+    front: str, backend: StandIn, arguments: tuple[str, ...]
 ) -> None:
     fits = json.dumps(question("")).encode()
     fits = json.dumps(question("x" * (LIMIT - len(fits)))).encode()
@@ -355,14 +355,14 @@ def test_a_backend_that_dies_in_mid_stream_ends_it_with_an_error_event(front: st
     assert words == ["b", "l"]
 
 
-def test_without_a_backend_requests_and_health_answer_503(backend: Backend) -> None:
+def test_without_a_backend_requests_and_health_answer_503(backend: StandIn) -> None:
     dead = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{dead.getsockname()[1]}"
     dead.close()
-    app = create_app(address, models=["small"])
-    with running_front(app) as front:
+    behind = Backend(address)
+    with running_front(create_app({"small": behind})) as front:
         for missing in (address, None):
-            app.state.backend_url = missing
+            behind.url = missing
             assert curl(f"{front}/health")[0] == 503
             status, reply = curl(
                 f"{front}/v1/chat/completions", data=json.dumps(question("colour?")).encode()
@@ -370,11 +370,11 @@ def test_without_a_backend_requests_and_health_answer_503(backend: Backend) -> N
             assert status == 503
             assert reply["error"]["type"] == "server_error"
             assert curl(f"{front}/v1/models")[0] == 200
-        app.state.backend_url = backend.url
+        behind.url = backend.url
         assert client(front, "any").chat.completions.create(**question("colour?")).choices
 
 
-def test_health_needs_no_key_and_follows_the_backend(front: str, backend: Backend) -> None:
+def test_health_needs_no_key_and_follows_the_backend(front: str, backend: StandIn) -> None:
     assert curl(f"{front}/health") == (200, {"status": "ok"})
     backend.healthy = False
     status, reply = curl(f"{front}/health")
@@ -383,7 +383,7 @@ def test_health_needs_no_key_and_follows_the_backend(front: str, backend: Backen
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_client_that_hangs_up_before_the_answer_ends_the_backends_work(
-    front: str, backend: Backend, stream: bool
+    front: str, backend: StandIn, stream: bool
 ) -> None:
     body = json.dumps(question("hang", stream=stream)).encode()
     host, port = front.removeprefix("http://").split(":")
@@ -397,7 +397,7 @@ def test_a_client_that_hangs_up_before_the_answer_ends_the_backends_work(
     assert backend.hung_up.wait(60)
 
 
-def test_many_streams_at_once_do_not_wait_for_each_other(front: str, backend: Backend) -> None:
+def test_many_streams_at_once_do_not_wait_for_each_other(front: str, backend: StandIn) -> None:
     api = client(front)
     held = [api.chat.completions.create(**question("endless", stream=True)) for _ in range(20)]
     assert api.chat.completions.create(**question("colour?")).choices[0].message.content == "blue"
@@ -414,7 +414,7 @@ def metric(url: str, line: str) -> float:
     return float(found[0].rpartition(" ")[2]) if found else 0.0
 
 
-def test_a_monitor_sees_what_was_answered_refused_and_hung_up_on(front: str, backend: Backend) -> None:
+def test_a_monitor_sees_what_was_answered_refused_and_hung_up_on(front: str, backend: StandIn) -> None:
     api, chat = client(front), 'route="/v1/chat/completions"'
     for _ in range(3):
         api.chat.completions.create(**question("colour?"))
@@ -437,8 +437,31 @@ def test_a_monitor_sees_what_was_answered_refused_and_hung_up_on(front: str, bac
     assert 0 < metric(front, f"stillroom_first_byte_seconds_sum{{{chat}}}") < 60
 
 
-def test_one_request_too_many_is_told_to_come_back(backend: Backend) -> None:
-    app = create_app(backend.url, models=["small"], most_requests=2)
+def test_several_models_are_answered_each_by_its_own(backend: StandIn) -> None:
+    with running_backend(StandIn()) as frontier:
+        behind = {
+            "small": Backend(backend.url),
+            "large": Backend(frontier.url, model="vendor/large-1", key="secret", local=False),
+        }
+        with running_front(create_app(behind, api_keys=["sesame"])) as url:
+            api = client(url)
+            assert [model.id for model in api.models.list()] == ["small", "large"]
+            for name in ("small", "large"):
+                asked = {**question("colour?", seed=7), "model": name}
+                assert api.chat.completions.create(**asked).choices[0].message.content == "blue"
+            frontier.healthy = False
+            assert curl(f"{url}/health")[0] == 200, "an API elsewhere says nothing of its health"
+            backend.healthy = False
+            assert curl(f"{url}/health")[0] == 503
+    assert [json.loads(body)["model"] for body in backend.bodies] == ["small"]
+    assert json.loads(frontier.bodies[0]) == {**question("colour?", seed=7), "model": "vendor/large-1"}
+    assert frontier.headers[0]["Authorization"] == "Bearer secret"
+    assert "secret" not in repr(behind)
+    assert not any(name.lower() == "authorization" for name in backend.headers[0])
+
+
+def test_one_request_too_many_is_told_to_come_back(backend: StandIn) -> None:
+    app = create_app({"small": Backend(backend.url)}, most_requests=2)
     with running_front(app) as url:
         api = client(url)
         held = [api.chat.completions.create(**question("endless", stream=True)) for _ in range(2)]
@@ -461,7 +484,7 @@ def test_any_of_several_keys_opens(front: str) -> None:
 
 def test_an_empty_key_is_refused_rather_than_served() -> None:
     with pytest.raises(UserError, match="API key is empty"):
-        create_app("http://127.0.0.1:1", models=["small"], api_keys=[" "])
+        create_app({"small": Backend("http://127.0.0.1:1")}, api_keys=[" "])
 
 
 # A model file, served
@@ -556,7 +579,7 @@ def test_a_served_file_answers_the_openai_client_and_curl(gguf: Path) -> None:
         pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
         assert "".join(pieces) == whole.choices[0].message.content
         assert len(pieces) > 4
-        assert metric(served.url, "llamacpp:tokens_predicted_total") == 24
+        assert metric(served.url, 'llamacpp:tokens_predicted_total{model="tiny model"}') == 24
         plain = api.completions.create(
             model="tiny model", prompt="def", max_tokens=5, temperature=0, logprobs=2
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -30,15 +30,14 @@ from stillroom.serving.answers import (
 )
 from stillroom.serving.metrics import Measured, Meters, metrics
 from stillroom.serving.openapi import document
-from stillroom.serving.relay import Relay, ask, backend_of, unless_gone, unreachable
+from stillroom.serving.relay import Backend, Relay, ask, unless_gone, unreachable
 
 _COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
 
 
 def create_app(
-    backend_url: str | None,
+    backends: Mapping[str, Backend],
     *,
-    models: list[str],
     api_keys: Sequence[str] = (),
     max_request_bytes: int = 8 << 20,
     most_requests: int = 1024,
@@ -50,9 +49,8 @@ def create_app(
     A client that hangs up ends its request at the backend.
 
     Args:
-        backend_url: base URL of a llama.cpp server. `app.state.backend_url` may be set later, when the server
-            moves; None while there is none.
-        models: the names that clients may ask for.
+        backends: who answers, by the names that clients may ask for. Their addresses may be set later, when a
+            server moves.
         api_keys: where given, every /v1 request must carry one of them as a bearer token.
         max_request_bytes: longer request bodies are refused (413).
         most_requests: completions asked for at once, those that wait for llama.cpp included; more are refused (429).
@@ -102,8 +100,8 @@ def create_app(
         },
         lifespan=lifespan,
     )
-    app.state.backend_url, app.state.meters = backend_url, meters
-    app.state.models = {name: _card(name, int(time.time())) for name in models}
+    app.state.backends, app.state.meters = backends, meters
+    app.state.models = {name: _card(name, int(time.time())) for name in backends}
     app.state.max_request_bytes, app.state.most_tokens = max_request_bytes, most_tokens
     return app
 
@@ -167,22 +165,27 @@ async def _openapi(request: Request) -> Response:
 
 
 async def _health(request: Request) -> Response:
+    for backend in request.app.state.backends.values():
+        if backend.local:
+            await _look(request.app.state.session, backend)
+    return JSONResponse({"status": "ok"})
+
+
+async def _look(session: aiohttp.ClientSession, backend: Backend) -> None:
+    """ApiError where a llama.cpp server is not ready."""
     try:
-        async with request.app.state.session.get(
-            f"{backend_of(request)}/health", timeout=aiohttp.ClientTimeout(total=5)
-        ) as answer:
+        async with session.get(f"{backend.address}/health", timeout=aiohttp.ClientTimeout(total=5)) as answer:
             body = await answer.read()
     except (aiohttp.ClientError, OSError) as error:
         raise unreachable(error) from error
     if answer.status != HTTPStatus.OK:
         raise from_backend(HTTPStatus.SERVICE_UNAVAILABLE, body)
-    return JSONResponse({"status": "ok"})
 
 
 async def _complete(request: Request) -> Response:
     body = await _body(request)
-    _check(request, body)
-    upstream = await unless_gone(request, ask(request, body))
+    backend = request.app.state.backends[_check(request, body)]
+    upstream = await unless_gone(request, ask(request.app.state.session, backend, request.url.path, body))
     if upstream.status == HTTPStatus.OK and upstream.content_type == "text/event-stream":
         return Relay(upstream)
     try:
@@ -214,8 +217,8 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _check(request: Request, body: bytes) -> None:
-    """Refuse what the backend would only misunderstand: bodies that are not JSON objects, unknown models."""
+def _check(request: Request, body: bytes) -> str:
+    """The model that is asked for; refuses what a backend would only misunderstand."""
     try:
         tree = json.loads(body.decode())
     except (ValueError, RecursionError) as error:
@@ -230,6 +233,7 @@ def _check(request: Request, body: bytes) -> None:
     _known(request, name)
     if (most := request.app.state.most_tokens) is not None:
         _check_length(tree, most)
+    return name
 
 
 def _check_length(asked: dict[str, Any], most: int) -> None:

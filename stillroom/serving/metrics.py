@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from http import HTTPStatus
 
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillroom.serving.answers import GONE
+from stillroom.serving.relay import Backend
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health")
 _OTHER = "other"
@@ -76,20 +78,39 @@ class Measured:
 
 
 async def metrics(request: Request) -> Response:
-    """GET /metrics, in Prometheus' text format; llama.cpp's part is left out while it does not answer."""
-    own = generate_latest(request.app.state.meters.registry)
-    return Response(own + await _of_llama_cpp(request), media_type=_TEXT)
+    """GET /metrics, in Prometheus' text format; of a llama.cpp server that does not answer nothing is said."""
+    state = request.app.state
+    found = {
+        name: await _of_llama_cpp(state.session, backend)
+        for name, backend in state.backends.items()
+        if backend.local
+    }
+    return Response(generate_latest(state.meters.registry) + _labelled(found).encode(), media_type=_TEXT)
 
 
-async def _of_llama_cpp(request: Request) -> bytes:
-    url: str | None = request.app.state.backend_url
-    if url is None:
-        return b""
+async def _of_llama_cpp(session: aiohttp.ClientSession, backend: Backend) -> str:
+    if backend.url is None:
+        return ""
     try:
-        session: aiohttp.ClientSession = request.app.state.session
         async with session.get(
-            f"{url.rstrip('/')}/metrics", timeout=aiohttp.ClientTimeout(total=5)
+            f"{backend.address}/metrics", timeout=aiohttp.ClientTimeout(total=5)
         ) as answer:
-            return await answer.read() if answer.status == HTTPStatus.OK else b""
+            return await answer.text() if answer.status == HTTPStatus.OK else ""
     except (aiohttp.ClientError, OSError, TimeoutError):
-        return b""
+        return ""
+
+
+def _labelled(texts: dict[str, str]) -> str:
+    """Several servers' figures as one text: each with its model's name, what they mean once."""
+    families: dict[str, list[str]] = {}
+    for model, text in texts.items():
+        meaning: list[str] = []
+        for line in text.splitlines():
+            if line.startswith("#"):
+                meaning.append(line)
+                continue
+            name, _, value = line.partition(" ")
+            family = families.setdefault(name, meaning)
+            meaning = []
+            family.append(f"{name}{{model={json.dumps(model, ensure_ascii=False)}}} {value}")
+    return "".join(f"{line}\n" for family in families.values() for line in family)

@@ -22,6 +22,7 @@ from stillroom.contracts.errors import Fault, ModelError, RunError, UserError
 from stillroom.contracts.runfolder import Run
 from stillroom.models.llama_cpp_server import LlamaServer
 from stillroom.serving.app import create_app
+from stillroom.serving.relay import Backend
 
 _LOOK_SECONDS = 0.2
 _GRACE_SECONDS = 8
@@ -98,9 +99,8 @@ def serve(
         recipe = Run.open(path).recipe
         name, context = name or recipe.name, context or recipe.export.context
     name = name or file.stem
-    app = create_app(
-        None, models=[name], api_keys=api_keys, most_requests=most_requests, most_tokens=most_tokens
-    )
+    backend = Backend(None)
+    app = create_app({name: backend}, api_keys=api_keys, most_requests=most_requests, most_tokens=most_tokens)
 
     def start() -> LlamaServer:
         return LlamaServer(
@@ -116,7 +116,7 @@ def serve(
         with (
             _listening(host, port) as listener,
             _signals_interrupt(),
-            closing(_Child(start, app, announce)) as child,
+            closing(_Child(start, backend, announce)) as child,
             _answering(app, listener) as alive,
         ):
             announce(f"loading {file}")
@@ -139,22 +139,22 @@ class _Child:
     """llama.cpp's server, started again when it dies."""
 
     def __init__(
-        self, start: Callable[[], LlamaServer], app: Starlette, announce: Callable[[str], None]
+        self, start: Callable[[], LlamaServer], backend: Backend, announce: Callable[[str], None]
     ) -> None:
-        self._start, self._app, self._announce = start, app, announce
+        self._start, self._backend, self._announce = start, backend, announce
         self._server: LlamaServer | None = None
         self._since = self._pause = 0.0
 
     def start(self) -> None:
         self._server = self._start()
         self._since = time.monotonic()
-        self._app.state.backend_url = self._server.url
+        self._backend.url = self._server.url
 
     def look(self) -> None:
         """Start it again if it has died."""
         if self._server is None or self._server.running:
             return
-        self._app.state.backend_url = None
+        self._backend.url = None
         self._server.close()
         steady = time.monotonic() - self._since > _STEADY_SECONDS
         self._pause = 0.0 if steady else min(2 * self._pause + 1, _LONGEST_PAUSE)
