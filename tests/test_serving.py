@@ -441,7 +441,7 @@ def test_several_models_are_answered_each_by_its_own(backend: StandIn) -> None:
     with running_backend(StandIn()) as frontier:
         behind = {
             "small": Backend(backend.url),
-            "large": Backend(frontier.url, model="vendor/large-1", key="secret", local=False),
+            "large": Backend(f"{frontier.url}/v1", model="vendor/large-1", key="secret", local=False),
         }
         with running_front(create_app(behind, api_keys=["sesame"])) as url:
             api = client(url)

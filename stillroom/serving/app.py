@@ -28,10 +28,13 @@ from stillroom.serving.answers import (
     on_disconnect,
     on_unknown_route,
 )
+from stillroom.serving.comparing import Comparison, compare_routes
 from stillroom.serving.metrics import Measured, Meters, metrics
 from stillroom.serving.openapi import document
 from stillroom.serving.relay import Backend, Relay, ask, unless_gone, unreachable
 
+_KEYED = ("/v1", "/compare/data", "/compare/votes")
+"""What begins so needs a key; the page itself holds nothing and asks for one."""
 _COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
 
 
@@ -42,6 +45,7 @@ def create_app(
     max_request_bytes: int = 8 << 20,
     most_requests: int = 1024,
     most_tokens: int | None = None,
+    comparison: Comparison | None = None,
 ) -> Starlette:
     """An ASGI app that answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics.
 
@@ -55,6 +59,7 @@ def create_app(
         max_request_bytes: longer request bodies are refused (413).
         most_requests: completions asked for at once, those that wait for llama.cpp included; more are refused (429).
         most_tokens: requests for longer answers are refused; for those that name no length, the backend has to know.
+        comparison: where given, /compare is a page that asks several models at once.
 
     Raises:
         UserError: an API key is empty.
@@ -85,6 +90,7 @@ def create_app(
             Route("/health", _health),
             Route("/metrics", metrics),
             Route("/openapi.json", _openapi),
+            *(compare_routes(comparison) if comparison else ()),
         ],
         middleware=[
             Middleware(Measured, meters=meters),
@@ -107,13 +113,13 @@ def create_app(
 
 
 class _BearerKey:
-    """Refuses /v1 requests without a key, before anything of them is read."""
+    """Refuses requests without a key, before anything of them is read."""
 
     def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
         self.app, self._keys = app, [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1"):
+        if scope["type"] == "http" and scope["path"].startswith(_KEYED):
             scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
             # All of them are compared, so that the time tells nothing of which is near.
             right = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]

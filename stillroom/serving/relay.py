@@ -24,7 +24,8 @@ class Backend:
     """A server that answers for one of the models."""
 
     url: str | None
-    """Base URL of an OpenAI-compatible server, what comes before /v1; None while there is none."""
+    """Base URL of an OpenAI-compatible server: of a local one what comes before /v1, of others /v1 or what they have in its
+    place. None while there is none."""
     model: str | None = None
     """The model's name there, where it is another one."""
     key: str | None = field(default=None, repr=False)
@@ -43,6 +44,10 @@ class Backend:
             raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded; try again in a moment")
         return self.url.rstrip("/")
 
+    def at(self, path: str) -> str:
+        """The address of one of our paths there."""
+        return self.address + (path if self.local else path.removeprefix("/v1"))
+
 
 async def ask(
     session: aiohttp.ClientSession, backend: Backend, path: str, body: bytes
@@ -58,7 +63,7 @@ async def ask(
     if backend.model is not None:
         body = json.dumps({**json.loads(body), "model": backend.model}).encode()
     try:
-        return await session.post(backend.address + path, data=body, headers=headers)
+        return await session.post(backend.at(path), data=body, headers=headers)
     except (aiohttp.ClientError, OSError) as error:
         raise unreachable(error) from error
 
