@@ -15,6 +15,7 @@ FLOORS = {
     **dict.fromkeys(["contracts", "__init__"], 0),
     **dict.fromkeys(["losses", "checks", "quants", "stats", "ranks"], 1),
     "signals": 2,
+    "routing": 2,
     "models": 3,
     **dict.fromkeys(
         ["lessons", "training", "gguf", "onnx", "evaluation", "serving", "planning", "report"],

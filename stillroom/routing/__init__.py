@@ -1,0 +1,20 @@
+"""When is the student's answer good enough? Features, a calibrated score, and a bound that is proved; numpy only."""
+
+from stillroom.routing.cascade import Cascade, Decision
+from stillroom.routing.curves import Curve, escalation_curve
+from stillroom.routing.features import Attempt
+from stillroom.routing.policies import Policy
+from stillroom.routing.promises import Promise
+from stillroom.routing.space import Space, hashed_ngrams
+
+__all__ = [
+    "Attempt",
+    "Cascade",
+    "Curve",
+    "Decision",
+    "Policy",
+    "Promise",
+    "Space",
+    "escalation_curve",
+    "hashed_ngrams",
+]
