@@ -25,7 +25,7 @@ FLOORS = {
     **dict.fromkeys(["cli", "pipeline", "display", "__main__"], 6),
 }
 TOP = 6
-SHARED = ("context", "rows")
+SHARED = ("context", "rows", "specs")
 """What is no stage among the stages."""
 ALLOWED_OUTSIDE = {"contracts": {"pydantic", "yaml"}}
 

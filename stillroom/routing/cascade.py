@@ -201,10 +201,10 @@ def _decided(
     if policy.max_error is not None:
         threshold, why = provable_threshold(unseen, wrong, scores, worse, policy.max_error, policy.confidence)
     held = threshold is not None
-    if policy.cap is not None and (threshold is None or np.mean(~(scores >= threshold)) > policy.cap):
+    sent_on = 1.0 if threshold is None else float(np.mean(scores < threshold))
+    if policy.cap is not None and sent_on > policy.cap:
         if held:
-            needed = float(np.mean(~(scores >= threshold)))
-            why = f"it would take {needed:.1%} of the questions sent on, and {policy.cap:.1%} are allowed"
+            why = f"it would take {sent_on:.1%} of the questions sent on, and {policy.cap:.1%} are allowed"
         # From the first half, so that the bound on the second is that of a rule fixed beforehand.
         threshold, held = float(np.quantile(unseen, policy.cap, method="lower")), False
     kept = scores >= (np.inf if threshold is None else threshold)

@@ -34,14 +34,18 @@ class Curve:
         """Quality when this share is sent on."""
         return float(np.interp(share, self.shares, self.quality))
 
+    def best(self, share: float) -> float:
+        """Quality when an oracle chooses this share."""
+        return float(np.interp(share, self.shares, self.oracle))
+
     def random(self, share: float) -> float:
         """Quality when this share, drawn blindly, is sent on."""
         return self.weak + share * (self.strong - self.weak)
 
     @property
     def apgr(self) -> float | None:
-        """Average performance gap recovered (RouteLLM, arXiv 2406.18665): how much of the way from student to teacher is gone,
-        the mean over all shares; chance has 0.5. None where the teacher is no better."""
+        """Average performance gap recovered (RouteLLM, arXiv 2406.18665): how much of the way from student to teacher
+        is gone, the mean over all shares; chance has 0.5. None where the teacher is no better."""
         if self.strong <= self.weak:
             return None
         return float((np.trapezoid(self.quality, self.shares) - self.weak) / (self.strong - self.weak))

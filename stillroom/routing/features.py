@@ -30,7 +30,8 @@ class Attempt:
 
     question: str
     logprobs: Sequence[float] | None = None
-    """Natural log, T = 1, of each of the answer's tokens, the end-of-turn token included."""
+    """Natural log, T = 1, of each token that the student wrote, reasoning and the end-of-turn token included: doubts that a
+    short answer hides often stand in the reasoning before it."""
     alternatives: Sequence[Sequence[float]] | None = None
     """For each token the log-probabilities of the likeliest tokens there, as many as are known, in any order."""
     valid: bool | None = None
