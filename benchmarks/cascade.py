@@ -8,10 +8,12 @@ questions? On real predictions (MMLU-Pro, 12,032 questions x 29 models, letters 
 score is how many other small ones agree with it, the teacher is a strong one. And on made-up scores whose error is known,
 so that the judgement has no noise of its own.
 
-`routers`: fresh messages of the quickstart's job are answered by a run's quantised student and by its teacher, once; the
-answers are kept in --work. Over 20 draws of 1,000 messages to fit on, the others judge: how many escalations does each
-router need for the same quality? Random, the mean log-probability, the whole answer's log-probability, the greatest and mean
-token entropy where known, nearest neighbours among the questions, and the learned one.
+`routers`: fresh messages of the quickstart's job, from another seed than its own, are answered by a run's quantised student
+and by its teacher, once; the answers are kept in --work. Over 20 draws of 1,000 messages to fit on, the others judge: which
+share does each router send on until both models together are within half a point, one or two points of the teacher? A raw
+threshold on the mean log-probability of all tokens, on the whole answer's and on the least likely token's; on the mean
+entropy of the student's tokens, from its own logits; how the 20 nearest messages among those to fit on fared; chance; and
+the learned router, also with that entropy. The same for the tokens after the reasoning alone.
 """
 
 from __future__ import annotations
@@ -20,14 +22,32 @@ import argparse
 import gzip
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillroom.routing.cascade import halves, provable_threshold
+from stillroom.checks import strip_reasoning
+from stillroom.contracts.files import read_lines
+from stillroom.contracts.records import Reply, content_key
+from stillroom.contracts.runfolder import Run
+from stillroom.evaluation.job import ModelSpec, Settings
+from stillroom.evaluation.replies import ask_model
+from stillroom.evaluation.scoring import judge
+from stillroom.evaluation.tasks import Item, has_form
+from stillroom.lessons.prompts.questions import user_text
+from stillroom.lessons.prompts.tickets import tickets
+from stillroom.models.llamacpp import LlamaCpp
+from stillroom.models.rendering import Renderer
+from stillroom.routing import Attempt, Curve, Space, escalation_curve, halves, hashed_ngrams
+from stillroom.routing.cascade import provable_threshold
+from stillroom.routing.features import describe
+from stillroom.routing.scorer import fit_scorer
+from stillroom.stages.context import StageContext
+from stillroom.stages.specs import gguf_spec, identity, teacher_spec
 
 Floats = NDArray[np.float64]
 
@@ -139,6 +159,155 @@ def simulate(
     return Kept(draws, promised, broken, broken, kept / max(1, promised))
 
 
+@dataclass(frozen=True)
+class Answered:
+    """The messages, and what student and teacher made of them."""
+
+    attempts: list[Attempt]
+    bare: list[Attempt]
+    """With the tokens after the reasoning only."""
+    entropy: Floats
+    """[messages] mean over the answer's tokens, nats."""
+    student: Floats
+    """[messages] whether right."""
+    teacher: Floats
+    lessons: list[str]
+
+
+def answered(run: Run, items: int, work: Path) -> Answered:
+    """Fresh tickets, asked once."""
+    context = StageContext(run, "cascade")
+    lessons = [user_text(line["messages"]) for line in read_lines(run.need("filter") / "lessons.jsonl")]
+    known = set(lessons)
+    fresh = (ticket for ticket in tickets(2 * items, seed=777) if ticket.message not in known)
+    questions = [
+        Item([{"role": "user", "content": ticket.message}], ticket.reference)
+        for ticket in islice(fresh, items)
+    ]
+    settings = Settings(max_new_tokens=96, batch_size=64)
+    replies = {}
+    specs = {"student": gguf_spec(context, run.recipe.handed_over or "F16"), "teacher": teacher_spec(context)}
+    for who, spec in specs.items():
+        path = work / f"{who}-{content_key(identity(spec))[:12]}.jsonl"
+        replies[who] = ask_model(spec, questions, settings, path)
+    right = {
+        who: np.array(
+            [judge(item, reply, "json").correct for item, reply in zip(questions, told, strict=True)], float
+        )
+        for who, told in replies.items()
+    }
+    own = replies["student"]
+    attempts = [
+        Attempt(
+            item.messages[0]["content"],
+            reply.logprobs,
+            valid=has_form(strip_reasoning(reply.text), "json"),
+            complete=reply.finish == "stop",
+        )
+        for item, reply in zip(questions, own, strict=True)
+    ]
+    bare = [
+        replace(attempt, logprobs=(reply.logprobs or [])[reply.reasoning_tokens :])
+        for attempt, reply in zip(attempts, own, strict=True)
+    ]
+    entropy = entropies(specs["student"], questions, own, work / "entropy.npy")
+    return Answered(attempts, bare, entropy, right["student"], right["teacher"], lessons)
+
+
+def entropies(spec: ModelSpec, questions: list[Item], replies: list[Reply], path: Path) -> Floats:
+    """Of each answer, the mean over its tokens of the entropy of the student's whole distribution there."""
+    if path.is_file():
+        return np.load(path)
+    renderer = Renderer.load(Path(spec.tokenizer or ""))
+    found = []
+    with LlamaCpp(spec.path) as model:
+        for item, reply in zip(questions, replies, strict=True):
+            prompt, told = renderer.prompt_ids(item.messages), reply.token_ids or []
+            logits = model.logits([*prompt, *told])[len(prompt) - 1 : -1, : renderer.vocab_size].astype(float)
+            logits -= logits.max(axis=1, keepdims=True)
+            chances = np.exp(logits)
+            mass = chances.sum(axis=1)
+            found.append(float((np.log(mass) - (chances * logits).sum(axis=1) / mass).mean()))
+    entropy = np.array(found)
+    np.save(path, entropy)
+    return entropy
+
+
+LOSSES = (0.005, 0.01, 0.02)
+FITTED = 1000
+
+
+def routers(args: argparse.Namespace) -> dict[str, Any]:
+    """How much each way sends on, printed and returned."""
+    told = answered(Run.open(args.run), args.items, args.work)
+    worse = (told.teacher > told.student).astype(float)
+    print(
+        f"{len(worse):,} messages: student right {told.student.mean():.1%}, teacher {told.teacher.mean():.1%}, the "
+        f"student's answer worse in {worse.mean():.1%}"
+    )
+    space = Space.of(told.lessons)
+    near = hashed_ngrams([attempt.question for attempt in told.attempts])
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    every = {"all tokens": describe(told.attempts, space), "answer's tokens": describe(told.bare, space)}
+    ways: dict[str, Way] = {"chance": lambda learn, judge: np.random.default_rng(0).random(len(judge))}
+    for tokens, described in every.items():
+        for feature in ("mean token", "whole answer", "least likely token"):
+            ways[f"raw {feature}, {tokens}"] = plain(-described[feature])
+        ways[f"learned, {tokens}"] = learned(described, 1 - worse)
+    ways["raw entropy, all tokens"] = plain(-told.entropy)
+    known = every["all tokens"] | {"mean entropy": np.log(told.entropy + 1e-4)}
+    ways["learned, with the entropy"] = learned(known, 1 - worse)
+    ways["nearest messages"] = lambda learn, judge: (
+        -worse[learn][np.argsort(-near[judge] @ near[learn].T, axis=1)[:, :20]].mean(axis=1)
+    )
+    found: dict[str, Any] = {}
+    for name, way in ways.items():
+        curves = []
+        for draw in range(args.draws):
+            order = np.random.default_rng(draw).permutation(len(worse))
+            learn, judge = order[:FITTED], order[FITTED:]
+            curves.append(escalation_curve(way(learn, judge), told.student[judge], told.teacher[judge]))
+        sent = {str(loss): [share_within(curve, loss) for curve in curves] for loss in LOSSES}
+        apgr = [curve.apgr or 0.0 for curve in curves]
+        found[name] = {"apgr": apgr, **sent}
+        shares = ", ".join(f"{np.mean(values):6.1%}" for values in sent.values())
+        print(f"  {name:36} APGR {np.mean(apgr):.3f}; sent on for -0.5, -1, -2 points: {shares}")
+    best = min((n for n in found if n.startswith("raw mean")), key=lambda n: np.mean(found[n]["0.01"]))
+    for loss in LOSSES:
+        ours, raw = (np.array(found[name][str(loss)]) for name in ("learned, all tokens", best))
+        saved = 1 - ours.mean() / raw.mean()
+        print(
+            f"against {best}, {100 * loss:g} points lost: {saved:.0%} fewer sent on, "
+            f"fewer in {np.mean(ours < raw):.0%} of the draws"
+        )
+        found[f"fewer at {loss}"] = saved
+    return found
+
+
+Way = Callable[[NDArray[np.int64], NDArray[np.int64]], Floats]
+"""From the messages to fit on and those to be judged to a score of the latter."""
+
+
+def plain(score: Floats) -> Way:
+    """A score that nothing is learned for."""
+    return lambda learn, judge: score[judge]
+
+
+def learned(described: dict[str, Floats], good: Floats) -> Way:
+    """What the cascade does."""
+
+    def way(learn: NDArray[np.int64], judge: NDArray[np.int64]) -> Floats:
+        scorer, _ = fit_scorer({name: column[learn] for name, column in described.items()}, good[learn])
+        return scorer.scores({name: column[judge] for name, column in described.items()})
+
+    return way
+
+
+def share_within(curve: Curve, loss: float) -> float:
+    """The least share sent on from which on both together are that near to the teacher, or better."""
+    return float(curve.shares[int(np.argmax(curve.quality >= curve.strong - loss - 1e-12))])
+
+
 def promise(args: argparse.Namespace) -> dict[str, Any]:
     """Both kinds of draws, printed and returned."""
     found: dict[str, Any] = {}
@@ -170,6 +339,12 @@ def main() -> None:
     one.add_argument("--data", type=Path, default=Path("../shared/data"))
     one.add_argument("--draws", type=int, default=1000)
     one.set_defaults(work_of=promise)
+    two = verbs.add_parser("routers")
+    two.add_argument("--run", type=Path, required=True, help="a finished run of the quickstart's job")
+    two.add_argument("--items", type=int, default=4000)
+    two.add_argument("--draws", type=int, default=20)
+    two.add_argument("--work", type=Path, required=True, help="where the answers are kept")
+    two.set_defaults(work_of=routers)
     args = parser.parse_args()
     found = args.work_of(args)
     if args.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
@@ -97,6 +98,15 @@ def test_the_fitted_cascade_decides_and_its_figures_are_rows(run: Run) -> None:
     assert len([row for row in rows if row["metric"] == "quality"]) == 21
     # No more is sent on than the cap allows, but for what the two halves differ by.
     assert cascade.promise.escalated < 0.8
+
+
+def test_the_report_says_the_promise_and_draws_the_curve(run: Run) -> None:
+    page = (run.path / "report.html").read_text()
+    says = json.loads((run.path / "route/cascade.json").read_text())["says"]
+    assert 'id="cascade"' in page
+    assert all(html.escape(sentence, quote=False).split("'")[0] in page for sentence in says)
+    assert page.count('class="curve accent"') >= 1
+    assert "questions that go to the teacher" in page
 
 
 def test_a_changed_wish_asks_nobody_again(run: Run) -> None:

@@ -215,7 +215,7 @@ def _route(run: Run) -> dict[str, Any]:
     tools = recipe.teach.parameters.get("tools")
     return {
         "route": _plain(spec),
-        "score": recipe.route_score,
+        "score": spec.score or recipe.written_score,
         "escalate to": base_url(other.api) if other.api else teacher_identity(other, run.base),
         "questions": _contents(run, [spec.file] if spec.file else []),
         "evaluate": {"max_new_tokens": recipe.evaluate.max_new_tokens},

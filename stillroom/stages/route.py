@@ -44,8 +44,9 @@ def run(context: StageContext) -> dict[str, Any]:
         ModelError, TeacherError, ServiceFault: a model cannot be loaded or reached.
     """
     recipe = context.recipe
-    spec, score = recipe.route, recipe.route_score
+    spec = recipe.route
     assert spec is not None
+    score = spec.score or recipe.written_score
     assert score is not None
     other = recipe.teacher if spec.escalate_to == "teacher" else spec.escalate_to
     items = _questions(context, spec, score)

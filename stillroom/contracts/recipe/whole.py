@@ -218,10 +218,9 @@ class Recipe(Section):
         return any(task.file is None and task.asks for task in self.evaluate.tasks)
 
     @property
-    def route_score(self) -> Score | None:
-        """How the cascade's answers are judged; None where nothing says it."""
-        asked = next((task.score for task in self.evaluate.tasks if task.answered_once), None)
-        return (self.route and self.route.score) or asked
+    def written_score(self) -> Score | None:
+        """How the first task with one written answer to a question is judged; None where there is no such task."""
+        return next((task.score for task in self.evaluate.tasks if task.answered_once), None)
 
     def _routes(self, route: Route) -> None:
         """A cascade has questions of its own, and a way to judge answers."""
@@ -229,7 +228,7 @@ class Recipe(Section):
             raise ValueError(
                 "route has no questions of its own: set splits.calibrate, such as 0.1, or name some in route.file"
             )
-        if self.route_score is None:
+        if route.score is None and self.written_score is None:
             raise ValueError(
                 "route does not know how answers are judged: set route.score, or name a task with written answers"
             )
