@@ -13,7 +13,8 @@ and by its teacher, once; the answers are kept in --work. Over 20 draws of 1,000
 share does each router send on until both models together are within half a point, one or two points of the teacher? A raw
 threshold on the mean log-probability of all tokens, on the whole answer's and on the least likely token's; on the mean
 entropy of the student's tokens, from its own logits; how the 20 nearest messages among those to fit on fared; chance; and
-the learned router, also with that entropy. The same for the tokens after the reasoning alone.
+the learned router, also with that entropy. The same for the tokens after the reasoning alone. Then whole cascades: how often
+are they promised and broken, what do they send on, and how far below the teacher are both together?
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from stillroom.lessons.prompts.questions import user_text
 from stillroom.lessons.prompts.tickets import tickets
 from stillroom.models.llamacpp import LlamaCpp
 from stillroom.models.rendering import Renderer
-from stillroom.routing import Attempt, Curve, Space, escalation_curve, halves, hashed_ngrams
+from stillroom.routing import Attempt, Cascade, Curve, Policy, Space, escalation_curve, halves, hashed_ngrams
 from stillroom.routing.cascade import provable_threshold
 from stillroom.routing.features import describe
 from stillroom.routing.scorer import fit_scorer
@@ -281,6 +282,43 @@ def routers(args: argparse.Namespace) -> dict[str, Any]:
             f"fewer in {np.mean(ours < raw):.0%} of the draws"
         )
         found[f"fewer at {loss}"] = saved
+    return found | {"cascades": cascades(told, worse, args.draws)}
+
+
+def cascades(told: Answered, worse: Floats, draws: int) -> dict[str, Any]:
+    """The whole cascade, guard and all, fitted and proved on draws of the messages and judged on the others."""
+    found: dict[str, Any] = {}
+    for max_error in (0.05, 0.03, 0.02):
+        for questions in (500, 1000, 2000):
+            lines = []
+            for draw in range(draws):
+                order = np.random.default_rng(draw).permutation(len(worse))
+                chosen, rest = order[:questions], order[questions:]
+                cascade = Cascade.fit(
+                    [told.attempts[place] for place in chosen],
+                    worse[chosen] > 0,
+                    policy=Policy(max_error=max_error),
+                    lessons=told.lessons,
+                    seed=draw,
+                )
+                if cascade.threshold is None:
+                    continue
+                kept = cascade.scores([told.attempts[place] for place in rest]) >= cascade.threshold
+                both = np.where(kept, told.student[rest], told.teacher[rest]).mean()
+                lines.append((1 - kept.mean(), worse[rest][kept].mean(), told.teacher[rest].mean() - both))
+            sent, error, lost = np.array(lines).T if lines else np.zeros((3, 1))
+            broken = float((error > max_error).sum() / draws)
+            print(
+                f"  at most {max_error:.0%} worse, {questions:5,} questions: promised in {len(lines) / draws:4.0%} of "
+                f"{draws}, broken in {broken:.1%}, sent on {sent.mean():.1%}, {100 * lost.mean():.2f} points below the "
+                "teacher"
+            )
+            found[f"{max_error}, {questions}"] = {
+                "promised": len(lines) / draws,
+                "broken": broken,
+                "sent on": sent.tolist(),
+                "lost": lost.tolist(),
+            }
     return found
 
 

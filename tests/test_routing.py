@@ -168,6 +168,27 @@ def test_an_answer_without_logprobs_goes_to_the_teacher() -> None:
     assert "whole answer" in decision.why
 
 
+def test_a_strange_question_goes_to_the_teacher_however_sure_the_student_is() -> None:
+    attempts, worse = answers(800)
+    cascade = Cascade.fit(attempts, worse, lessons=[attempt.question for attempt in answers(200, seed=9)[0]])
+    sure = [-1e-6] * 10
+    assert cascade.decide(Attempt("parcel late kettle broken 7", sure, valid=True)).keep
+    decision = cascade.decide(Attempt("Sing to me of the wrath of Achilles", sure, valid=True))
+    assert not decision.keep
+    assert "unlike all lessons" in decision.why
+
+
+def test_the_scale_of_left_out_scores_is_the_scorers_own() -> None:
+    """With few worse answers and a strong ridge, folds of their own scale would lie beside every score to come."""
+    for seed in range(20):
+        attempts, worse = answers(400, seed=seed, error=0.05)
+        described = describe(attempts[:200], None)
+        scorer, unseen = fit_scorer(described, 1.0 - worse[:200], seed)
+        assert np.sort(unseen) == pytest.approx(np.sort(scorer.scores(described)))
+        fresh = scorer.scores(describe(attempts[200:], None))
+        assert 0.2 < (fresh >= np.median(unseen)).mean() < 0.8
+
+
 def test_the_question_alone_can_decide() -> None:
     rng = np.random.default_rng(8)
     known = ["Where is my parcel number ", "My kettle is broken, number ", "Please refund order number "]
@@ -176,7 +197,7 @@ def test_the_question_alone_can_decide() -> None:
     cascade = Cascade.fit([Attempt(t) for t in text], odd, lessons=[k + "17" for k in known])
     assert cascade.promise.held
     assert cascade.decide(Attempt("Where is my parcel number 4?")).keep
-    assert not cascade.decide(Attempt("Sing of 5 oceans")).keep
+    assert not cascade.decide(Attempt("Sing of 5 seas")).keep
 
 
 def test_feasibility_comes_first_and_too_few_questions_are_told() -> None:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from stillroom.contracts.errors import DataError
 from stillroom.contracts.files import read_json, write_json
-from stillroom.routing.features import Attempt, describe
+from stillroom.routing.features import NEAREST, Attempt, describe
 from stillroom.routing.policies import Policy
 from stillroom.routing.promises import Promise, too_few
 from stillroom.routing.scorer import Scorer, fit_scorer
 from stillroom.routing.space import Embed, Space, hashed_ngrams
-from stillroom.stats import binomial_at_most, fixed_sequence
+from stillroom.stats import binomial_at_most, fewest_kept, fixed_sequence
 from stillroom.stats.intervals import Floats, Values
 
 _FORMAT = 1
@@ -24,6 +24,8 @@ _FEWEST = 40
 """Questions, under which there is nothing to fit five folds to."""
 _CANDIDATES = 50
 """Thresholds that may be tested, two hundredths of the questions apart."""
+_STRANGE = 0.005
+"""Share of the questions learned from that lie furthest from the lessons; what lies as far is not the student's job."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Decision:
     keep: bool
     """False: the teacher is asked."""
     score: float | None
-    """In 0..1, held against the cascade's threshold; None where a feature is missing."""
+    """In 0..1, held against the cascade's threshold; None where a feature is missing or the question is a strange one."""
     chance: float | None
     """The calibrated chance that the answer is as good as the teacher's."""
     why: str
@@ -41,10 +43,16 @@ class Decision:
 
 @dataclass(frozen=True)
 class Cascade:
-    """A fitted rule: an answer is kept from `threshold` on; None keeps none."""
+    """A fitted rule: an answer is kept from `threshold` on; None keeps none.
+
+    A question that is further from every lesson than all but one in 200 of those learned from goes to the teacher whatever
+    the student says: a student is often sure of itself where it knows nothing.
+    """
 
     scorer: Scorer
     space: Space | None
+    nearest: float | None
+    """The least cosine with a lesson at which a question is still the student's; None without a space."""
     threshold: float | None
     promise: Promise
     policy: Policy
@@ -93,25 +101,31 @@ class Cascade:
         policy = policy or Policy()
         near = Space.of(lessons, embed=embed, name=space, seed=seed) if lessons else None
         learn, prove = halves(len(attempts), seed)
-        scorer, unseen = fit_scorer(describe([attempts[i] for i in learn], near), 1 - wrong[learn], seed=seed)
-        scores = scorer.scores(describe([attempts[i] for i in prove], near))
+        described = describe([attempts[i] for i in learn], near)
+        nearest = float(np.quantile(described[NEAREST], _STRANGE)) if near else None
+        scorer, unseen = fit_scorer(described, 1 - wrong[learn], seed=seed)
+        scores = _scores(scorer, nearest, describe([attempts[i] for i in prove], near))
         threshold, promise = _decided(policy, unseen, wrong[learn], scores, wrong[prove])
         shown = scores[np.isfinite(scores)]
         deciles = np.quantile(shown, np.linspace(0, 1, 11)).tolist() if len(shown) else []
-        return Cascade(scorer, near, threshold, promise, policy, deciles)
+        return Cascade(scorer, near, nearest, threshold, promise, policy, deciles)
 
     def scores(self, attempts: Sequence[Attempt]) -> Floats:
-        """[attempts] in 0..1, higher is better; minus infinity where a feature is missing."""
-        return self.scorer.scores(describe(attempts, self.space))
+        """[attempts] in 0..1, higher is better; minus infinity where a feature is missing or the question is strange."""
+        return _scores(self.scorer, self.nearest, describe(attempts, self.space))
 
     def decide(self, attempt: Attempt) -> Decision:
         """Whether the student's answer is kept; some tenths of a millisecond, and no model is called."""
-        score = float(self.scores([attempt])[0])
+        described = describe([attempt], self.space)
+        score = float(_scores(self.scorer, self.nearest, described)[0])
         if not np.isfinite(score):
-            missing = [
-                name for name in self.scorer.features if np.isnan(describe([attempt], self.space)[name][0])
-            ]
-            return Decision(False, None, None, f"the answer does not show its {', '.join(missing)}")
+            missing = [name for name in self.scorer.features if np.isnan(described[name][0])]
+            why = (
+                f"the answer does not show its {', '.join(missing)}"
+                if missing
+                else "a question unlike all lessons"
+            )
+            return Decision(False, None, None, why)
         chance = float(self.scorer.chance(np.array([score]))[0])
         if self.threshold is None:
             return Decision(False, score, chance, "nothing can be promised, so that no answer is kept")
@@ -129,6 +143,7 @@ class Cascade:
             "format": _FORMAT,
             "says": self.promise.sentences,
             "threshold": self.threshold,
+            "nearest": self.nearest,
             "policy": asdict(self.policy),
             "promise": asdict(self.promise),
             "deciles": self.deciles,
@@ -161,6 +176,7 @@ class Cascade:
             found = Cascade(
                 Scorer.from_json(tree["scorer"]),
                 near,
+                tree["nearest"],
                 tree["threshold"],
                 Promise(**tree["promise"]),
                 Policy(**tree["policy"]),
@@ -178,6 +194,11 @@ class Cascade:
                 do="load it with the embedder that it was fitted with",
             )
         return found
+
+
+def _scores(scorer: Scorer, nearest: float | None, described: dict[str, Floats]) -> Floats:
+    scores = scorer.scores(described)
+    return scores if nearest is None else np.where(described[NEAREST] < nearest, -np.inf, scores)
 
 
 def halves(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -243,14 +264,14 @@ def provable_threshold(
     shares = np.arange(_CANDIDATES - 1, -1, -1) / _CANDIDATES
     candidates = np.unique(np.quantile(seen, shares, method="lower"))[::-1]
     candidates = candidates[np.isfinite(candidates)]
-    wrongs, kepts = _counts(seen, seen_wrong, candidates)
-    scale = len(proving) / len(seen)
-    expected = [
-        binomial_at_most(min(round(k * scale), round((w + 0.5) * scale)), round(k * scale), max_error)
-        for w, k in zip(wrongs, kepts, strict=True)
-    ]
-    if not expected:
+    if not len(candidates):
         return None, "no answer shows all that the scorer goes by"
+    wrongs, kepts = _counts(seen, seen_wrong, candidates)
+    scale, needed = len(proving) / len(seen), fewest_kept(max_error, confidence)
+    expected = [
+        binomial_at_most(min(kept, round((w + 0.5) * scale)), kept, max_error) if kept >= needed else np.inf
+        for w, kept in zip(wrongs, [round(k * scale) for k in kepts], strict=True)
+    ]
     order = candidates[int(np.argmin(expected)) :]
     wrongs, kepts = _counts(proving, proving_worse, order)
     fallen = fixed_sequence(wrongs, kepts, max_error, confidence)

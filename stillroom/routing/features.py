@@ -13,6 +13,8 @@ from stillroom.routing.space import Space
 from stillroom.stats.intervals import Floats
 
 _QUANTILES = {"least likely token": 0.0, "10 % quantile": 0.1, "25 % quantile": 0.25, "median token": 0.5}
+NEAREST = "nearest lesson"
+"""The cosine of a question with the lesson nearest to it."""
 _FLOOR = 1e-4
 """Nats: tokens surer than this are alike."""
 _UNSURE = math.log(0.9)
@@ -54,7 +56,7 @@ def describe(attempts: Sequence[Attempt], space: Space | None) -> dict[str, Floa
     found: dict[str, Floats] = dict(zip(_NAMES, columns, strict=True))
     if space is not None and len(space.lessons):
         near = space.nearness([attempt.question for attempt in attempts])
-        found["nearest lesson"], found["near lessons"] = near[:, 0], near[:, 1]
+        found[NEAREST], found["near lessons"] = near[:, 0], near[:, 1]
     return found
 
 

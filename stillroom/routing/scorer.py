@@ -77,7 +77,8 @@ def fit_scorer(described: dict[str, Floats], good: Floats, seed: int = 0) -> tup
         seed: draws the folds.
 
     Returns:
-        The scorer, fitted to all, and the left-out scores [attempts], minus infinity where a feature is missing.
+        The scorer, fitted to all, and the left-out scores [attempts], minus infinity where a feature is missing. They are
+        put on the scorer's own scale: in the place of the k-th highest stands what the scorer itself gives k-th highest.
     """
     names = [name for name, column in described.items() if _tells(column)]
     columns = np.stack([described[name] for name in names], axis=1) if names else np.zeros((len(good), 0))
@@ -86,17 +87,27 @@ def fit_scorer(described: dict[str, Floats], good: Floats, seed: int = 0) -> tup
     centre, scale = x.mean(axis=0), x.std(axis=0)
     scale[scale == 0] = 1.0
     x = (x - centre) / scale
-    folds = np.random.default_rng(seed).permutation(len(y)) % _FOLDS
+    folds = _folds(y, seed)
     guesses = {penalty: _left_out(x, y, penalty, folds) for penalty in _PENALTIES}
     best = min(guesses, key=lambda penalty: _log_loss(guesses[penalty], y))
     weights, bias = _fit(x, y, best)
-    places, chances = isotonic(guesses[best], y)
+    fair = np.empty(len(y))
+    fair[np.argsort(guesses[best], kind="stable")] = np.sort(_logistic(x @ weights + bias))
+    places, chances = isotonic(fair, y)
     scorer = Scorer(
         names, centre.tolist(), scale.tolist(), weights.tolist(), bias, places.tolist(), chances.tolist()
     )
     unseen = np.full(len(good), -np.inf)
-    unseen[whole] = guesses[best]
+    unseen[whole] = fair
     return scorer, unseen
+
+
+def _folds(y: Floats, seed: int) -> NDArray[np.int64]:
+    """[attempts] which fold each is left out in: as many good ones in each, or a fold rich in them would be scored low."""
+    shuffled = np.random.default_rng(seed).permutation(len(y))
+    folds = np.empty(len(y), np.int64)
+    folds[shuffled[np.argsort(y[shuffled], kind="stable")]] = np.arange(len(y)) % _FOLDS
+    return folds
 
 
 def _tells(column: Floats) -> bool:
