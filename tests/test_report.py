@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -12,17 +13,29 @@ from typing import Any
 
 import pytest
 import yaml
-from finished_run import COUNTS, HOSTILE, QUALITY, TASK, finished_run, gguf_file, likelihood, rows, samples
+from finished_run import (
+    COUNTS,
+    HOSTILE,
+    QUALITY,
+    TASK,
+    finished_run,
+    gguf_file,
+    likelihood,
+    rows,
+    samples,
+    texts,
+    tries,
+)
 
 from stillroom.contracts.errors import RecipeError
-from stillroom.contracts.records import ResultRow
+from stillroom.contracts.records import ResultRow, to_line
 from stillroom.report.cards import dataset_card, model_card, public_name
 from stillroom.report.console import console_table, rows_table
 from stillroom.report.drawing import Series, line_plot, thin
 from stillroom.report.gallery import compare, gallery
 from stillroom.report.headline import headline
 from stillroom.report.page import write_report
-from stillroom.report.rows import Results, data_size, percent
+from stillroom.report.rows import Results, data_size, nats, percent
 from stillroom.report.verdict import title, verdict
 from stillroom.report.versus import write_comparison
 
@@ -34,6 +47,7 @@ class Words(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.texts: list[str] = []
+        self.source = html
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
@@ -62,6 +76,32 @@ def test_every_row_of_quality_is_on_the_page_and_no_other_share(tmp_path: Path) 
     # Shares that stand alone in a table's cell come from rows; intervals are written "a to b%".
     cells = {text.strip() for text in page.texts if re.fullmatch(r"\s*\d+\.\d%\s*", text)}
     assert cells <= known
+
+
+def test_several_tries_and_perplexities_are_on_the_page_and_in_its_files(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    page = page_of(run)
+    assert "right in one of several tries" in page.text
+    assert (
+        "perplexity is 35.9, where the teacher’s 27.4 and the student’s before training 12,300" in page.text
+    )
+    assert "Training did not cost general ability (−5.9 nats a token; p < 0.001)" in page.text
+    tree = json.loads((run.path / "report.json").read_text())
+    lines = list(csv.DictReader((run.path / "report.csv").open()))
+    for row in [*tries(), *texts()]:
+        assert (percent if row.task == TASK else nats)(row.value) in page.text or row.metric.endswith(
+            "loss"
+        ), row
+        assert to_line(row) in tree["rows"]
+        assert any(
+            (line["model"], line["task"], line["metric"], line["value"])
+            == (row.model, row.task, row.metric, str(row.value))
+            for line in lines
+        )
+    assert {term for term in ("term-pass", "term-perplexity") if f'id="{term}"' in page.source} == {
+        "term-pass",
+        "term-perplexity",
+    }
 
 
 def test_the_page_has_no_script_no_outside_address_and_no_tag_from_a_sample(tmp_path: Path) -> None:

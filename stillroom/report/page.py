@@ -26,7 +26,7 @@ from stillroom.report.plots import reliability_plots, training_plots
 from stillroom.report.rendering import render
 from stillroom.report.rows import Results, data_size, milliseconds, people_count, read_results, speed
 from stillroom.report.scale import Scale
-from stillroom.report.verdict import inherited, losses, title, verdict
+from stillroom.report.verdict import inherited, losses, nearer, title, verdict
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,9 @@ def _task(results: Results, task: str) -> dict[str, Any]:
         "exact": results.having(task, "exact"),
         "loss": results.having(task, "loss"),
         "kl": results.having(task, "kl"),
+        "perplexity": results.having(task, "perplexity"),
+        "passes": results.passes(task),
+        "nearer": nearer(results, task),
         "retention": {row.model: row for row in results.having(task, "retention")},
         "shares": shares,
         "models": models,

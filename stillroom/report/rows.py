@@ -103,6 +103,11 @@ class Results:
         """The metrics of a task, in their order of appearance."""
         return list(dict.fromkeys(row.metric for row in self.rows if row.task == task))
 
+    def passes(self, task: str) -> list[int]:
+        """How many answers to a question count, of a task that was answered several times: the k of its pass@k rows."""
+        found = (metric.removeprefix("pass@") for metric in self.metrics(task) if metric.startswith("pass@"))
+        return sorted(map(int, found))
+
     def difference(self, task: str, model: str, versus: str, metric: str = "difference") -> ResultRow | None:
         """The paired comparison of two models on a task, or None."""
         rows = self.all(model, task, metric)
@@ -197,8 +202,14 @@ def number(value: float) -> str:
 
 
 def nats(value: float) -> str:
-    """Losses and divergences to three significant figures."""
-    return f"{value:.3g}"
+    """Losses, divergences and perplexities to three significant figures: 0.0712, 31.2, 12,300."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{float(f'{value:.3g}'):,.0f}"
+
+
+def change(value: float) -> str:
+    """A difference of losses or divergences, with its sign."""
+    text = nats(value).replace("-", "−")
+    return f"+{text}" if value > 0 else text
 
 
 def milliseconds(value: float) -> str:
