@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stillroom.contracts.records import PROBE, ResultRow
@@ -84,6 +85,31 @@ def probe_tables(results: Results) -> list[ProbeTable]:
 def probe_title(name: str) -> str:
     """What the page calls a probe."""
     return _TITLES.get(name, name)
+
+
+@dataclass(frozen=True)
+class ProbeFigure:
+    """One figure of a model with what it is called and how it is printed, its interval beside it."""
+
+    label: str
+    text: str
+    row: ResultRow
+
+
+def probe_figures(results: Results, model: str) -> Iterator[ProbeFigure]:
+    """All that the probes found of one model."""
+    for name in results.probes:
+        for row in results.rows:
+            if row.model == model and row.task == PROBE + name:
+                cell = _cell(row, name)
+                text = f"{cell.value} ({cell.interval})" if cell.interval else cell.value
+                what = _counted(row) if row.at is not None else _column(row)
+                yield ProbeFigure(f"{probe_title(name)}: {what}", text, row)
+
+
+def _counted(row: ResultRow) -> str:
+    """A point of a curve in words: 8 facts."""
+    return f"{row.at:.0f} fact{'s' if row.at != 1 else ''}"
 
 
 def _table(results: Results, name: str) -> ProbeTable:
