@@ -119,7 +119,7 @@ def dataset_card(
         "tags": ["stillroom", "distillation", "synthetic"],
         "configs": [{"config_name": "default", "data_files": "lessons.jsonl"}],
     }
-    held_out = [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate
+    held_out = recipe.evaluate.files + recipe.filter.decontaminate
     answers = counts.get("answers", 0)
     return render(
         "dataset-card.md",
@@ -163,7 +163,7 @@ def origins(run: Run, found: dict[str, Manifest]) -> list[Fact]:
     recipe = run.recipe
     teach = found["teach"].counts if "teach" in found else {}
     terms = teach.get("terms") or {}
-    held_out = [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate
+    held_out = recipe.evaluate.files + recipe.filter.decontaminate
     facts = {
         "Teacher": public_name(recipe.teacher.model),
         "Its terms on training": f"{terms['training']} ({terms['licence']})" if terms else "",

@@ -71,8 +71,8 @@ def probes(a: Side, b: Side, apart: list[str]) -> list[Figure]:
     lines = []
     for label, one in found[0].items():
         if label in found[1]:
-            other = found[1][label]
-            lines.append(Figure(label, one.text, other.text, (one.row.value, other.row.value)))
+            theirs = found[1][label]
+            lines.append(Figure(label, one.text, theirs.text, (one.row.value, theirs.row.value)))
     return lines
 
 
