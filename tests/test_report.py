@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -26,7 +27,9 @@ from finished_run import (
     texts,
     tries,
 )
+from typer.testing import CliRunner
 
+from stillroom.cli import app
 from stillroom.contracts.errors import RecipeError
 from stillroom.contracts.records import ResultRow, to_line
 from stillroom.report.cards import dataset_card, model_card, public_name
@@ -368,6 +371,58 @@ def test_the_dataset_card_counts_every_step(tmp_path: Path) -> None:
 def test_gguf_fixture_is_a_gguf_file(tmp_path: Path) -> None:
     gguf_file(tmp_path / "a.gguf")
     assert (tmp_path / "a.gguf").read_bytes()[:4] == b"GGUF"
+
+
+OLD = {
+    "exact",
+    "valid_json",
+    "retention",
+    "difference",
+    "loss",
+    "kl",
+    "ece",
+    "brier",
+    "parameters",
+    "file_bytes",
+}
+
+
+def test_a_run_from_before_the_newer_figures_still_has_its_report_and_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No probes, tries, texts, cascades, paces or p among all; no items.jsonl, no answers kept, no new counts."""
+    old = [
+        replace(row, p_holm=None)
+        for row in rows()
+        if row.task in (TASK, "held-out lessons", "size", "training") and row.metric in OLD
+    ]
+    counts = {stage: numbers for stage, numbers in COUNTS.items() if stage != "evaluate"}
+    run = finished_run(tmp_path, results=old, counts=counts | {"evaluate": {"models": 7, "items": 500}})
+    folder = run.folder("evaluate")
+    (folder / "items.jsonl").unlink()
+    shutil.rmtree(folder / "models")
+    recipe = run.path / "recipe.yaml"
+    head, text = recipe.read_text().split("\n", 1)
+    tree = yaml.safe_load(text)
+    for newer in ("probes", "chains", "teacher_files"):
+        tree["evaluate"].pop(newer, None)
+    recipe.write_text(f"{head}\n{yaml.safe_dump(tree)}")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["report", "runs/tickets"])
+    assert done.exit_code == 0, done.output
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, "nothing is measured"
+    page = Words((run.path / "report.html").read_text())
+    assert "90.6%" in page.text
+    assert "None" not in page.text
+    for newer in ("several tries", "Perplexity", "Not probed", "A cascade", "Tokens a second"):
+        assert newer not in page.text, newer
+    assert len(json.loads((run.path / "report.json").read_text())["rows"]) == len(old)
+    second = finished_run(tmp_path, name="newer")
+    done = CliRunner().invoke(app, ["report", "runs/tickets", "runs/newer"])
+    assert done.exit_code == 0, done.output
+    assert "tickets kept no items" in " ".join(done.output.split())
+    assert second.path.is_dir()
 
 
 @pytest.fixture(scope="module")

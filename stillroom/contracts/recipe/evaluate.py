@@ -128,9 +128,10 @@ class Evaluate(Section):
     probes: list[ProbeName] | Literal["all"] = Field(
         [],
         description="What is lost beyond right and wrong, found out with questions made from the first task with written "
-        "answers, and from the lessons: `all`, or some of `facts` (facts in a question against recall), `chains` "
-        "(steps that can be followed), `outside` (questions outside the task), `rephrased`, `format` (answers in the task's form), `rare` (answers rare among the "
-        "lessons), `abstention`, `refusals`, `quantised` (what quantising costs baselines). See docs/evaluation.md.",
+        "answers, and from the lessons: `all`, or some of `facts` (facts in a question against recall), `chains` (steps "
+        "that can be followed), `outside` (questions outside the task), `rephrased`, `format` (answers in the task's form), "
+        "`rare` (answers rare among the lessons), `abstention`, `refusals`, `quantised` (what quantising costs baselines). "
+        "See docs/evaluation.md.",
     )
 
     chains: Chains | None = Field(
