@@ -38,7 +38,7 @@ from stillroom.report.drawing import Series, line_plot, thin
 from stillroom.report.gallery import compare, gallery
 from stillroom.report.headline import headline
 from stillroom.report.page import write_report
-from stillroom.report.rows import Results, data_size, nats, percent
+from stillroom.report.rows import Results, change, data_size, nats, percent
 from stillroom.report.verdict import title, verdict
 from stillroom.report.versus import write_comparison
 
@@ -308,6 +308,14 @@ def test_sizes_and_shares_read_well() -> None:
     ]  # fmt: skip
     assert percent(0.99996) == "99.996%", "what is not quite all does not read as all"
     assert percent(1) == "100%"
+
+
+def test_losses_are_never_powers_of_ten() -> None:
+    values = (0, 2.78e-5, -3.1e-9, 0.0482, 0.5, 27.4, 999.6, 12_345.6, -5.9)
+    assert [nats(value) for value in values] == [
+        "0", "0.000028", "0", "0.0482", "0.5", "27.4", "1,000", "12,300", "-5.9",
+    ]  # fmt: skip
+    assert [change(value) for value in (2.78e-5, 1e-9, -0.2)] == ["+0.000028", "0", "−0.2"]
 
 
 def front_matter(card: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -202,14 +203,22 @@ def number(value: float) -> str:
 
 
 def nats(value: float) -> str:
-    """Losses, divergences and perplexities to three significant figures: 0.0712, 31.2, 12,300."""
-    return f"{value:.3g}" if abs(value) < 999.5 else f"{float(f'{value:.3g}'):,.0f}"
+    """Losses, divergences and perplexities to three significant figures, never as powers of ten: 0.000028, 31.2, 12,300."""
+    if not value or abs(value) >= 999.5:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    decimals = 2 - math.floor(math.log10(abs(value)))
+    text = f"{value:.{min(max(decimals, 1), _FINEST)}f}".rstrip("0").rstrip(".")
+    return text if float(text) else "0"
+
+
+_FINEST = 6
+"""Decimals beyond which a loss is not told."""
 
 
 def change(value: float) -> str:
     """A difference of losses or divergences, with its sign."""
     text = nats(value).replace("-", "−")
-    return f"+{text}" if value > 0 else text
+    return f"+{text}" if value > 0 and text != "0" else text
 
 
 def milliseconds(value: float) -> str:
