@@ -38,6 +38,7 @@ from stillroom.report.drawing import Series, line_plot, thin
 from stillroom.report.gallery import compare, gallery
 from stillroom.report.headline import headline
 from stillroom.report.page import write_report
+from stillroom.report.plots import reliability_plots
 from stillroom.report.rows import Results, change, data_size, nats, percent
 from stillroom.report.verdict import title, verdict
 from stillroom.report.versus import write_comparison
@@ -300,6 +301,49 @@ def test_a_plot_leaves_out_what_is_not_finite_and_thins_long_curves() -> None:
     long = thin([(step, step % 7) for step in range(100_003)])
     assert len(long) <= 200
     assert abs(sum(y for _, y in long) / len(long) - 3) < 0.1
+
+
+def test_reliability_plots_of_one_task_share_axes_that_begin_where_the_answers_do() -> None:
+    def bins(*places: tuple[float, float]) -> list[ResultRow]:
+        return [
+            ResultRow("x", TASK, "reliability", right, right - 0.05, right, 50, at) for at, right in places
+        ]
+
+    def drawn(low: float) -> list[list[str]]:
+        sure = [replace(row, model="teacher") for row in bins((0.9, 0.92), (0.99, 0.97))]
+        unsure = [replace(row, model="student") for row in bins((low, low + 0.06), (0.98, 0.95))]
+        return [
+            [tick.text for tick in p.x_ticks] for p in reliability_plots(Results.of([*sure, *unsure]), TASK)
+        ]
+
+    assert drawn(0.8) == [["75%", "80%", "85%", "90%", "95%", "100%"]] * 2
+    assert drawn(0.55) == [["50%", "60%", "70%", "80%", "90%", "100%"]] * 2
+    assert drawn(0.02)[0][0] == "0%"
+
+
+def test_the_data_section_shows_the_filters_steps_and_warnings_in_words(tmp_path: Path) -> None:
+    counts = {
+        "prompts": {"read": 200, "diversity": {"distinct-1": 0.1}, "sources": {"a.jsonl": 200}},
+        "filter": {
+            "lessons": 150,
+            "pairs": 0,
+            "left after": {"answers": 200, "sound": 190, "clean": 160, "lessons": 150},
+            "warnings": ["4 answers left out that touch eval.jsonl"],
+        },
+        "distil": {
+            "models": {"student": {"steps": 69, "memory": {"planned bytes": 1}}, "before": {"steps": 0}}
+        },
+    }
+    page = page_of(finished_run(tmp_path, counts=counts))
+    for words in (
+        "from a.jsonl 200",
+        "not in an evaluation file 160",
+        "To look at: 4 answers left out that touch eval.jsonl.",
+        "Student: steps 69",
+    ):
+        assert words in page.text
+    for noise in ("distinct-1", "planned", "pairs", "before training: steps"):
+        assert noise not in page.text.split("Settings and machine")[0].split("From questions to lessons")[1]
 
 
 def test_sizes_and_shares_read_well() -> None:

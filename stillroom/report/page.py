@@ -73,6 +73,8 @@ def write_report(run: Run) -> Path:
         ),
         groups=gallery(folder / "samples.jsonl", results),
         chapters=sections.chapters(found),
+        funnel=sections.funnel(found["filter"].counts) if "filter" in found else [],
+        warnings=found["filter"].counts.get("warnings", []) if "filter" in found else [],
         rejected=sections.rejected(found["filter"].counts) if "filter" in found else [],
         mixes=sections.mixes(found["quantise"].counts) if "quantise" in found else [],
         stages=sections.stages(found),

@@ -18,8 +18,9 @@ from stillroom.report.drawing import (
     Whisker,
     line_plot,
     scale,
+    ticks,
 )
-from stillroom.report.rows import Results, model_name
+from stillroom.report.rows import Results, model_name, percent
 
 
 def training_plots(results: Results, *, soft_only: bool) -> list[Plot]:
@@ -67,17 +68,24 @@ def _tone(model: str) -> str:
 
 def reliability_plots(results: Results, task: str) -> list[Plot]:
     """For each model, how often it was right against how sure it said it was."""
-    curves = [(model, results.all(model, task, "reliability")) for model in results.models]
-    return [_reliability(task, model, rows) for model, rows in curves if rows]
+    curves = {model: results.all(model, task, "reliability") for model in results.models}
+    low = _lowest([row for rows in curves.values() for row in rows])
+    return [_reliability(task, model, rows, low) for model, rows in curves.items() if rows]
 
 
-def _reliability(task: str, model: str, rows: Sequence[ResultRow]) -> Plot:
+def _lowest(rows: Sequence[ResultRow]) -> float:
+    """Where the axes of all models begin, so that what lies close together in a corner can be told apart."""
+    ends = [end for row in rows for end in (row.at, row.value, row.low) if end is not None]
+    return max(start for start in (0.0, 0.5, 0.75) if start <= min(ends, default=0.0))
+
+
+def _reliability(task: str, model: str, rows: Sequence[ResultRow], low: float) -> Plot:
     width, height, right = 320.0, 300.0, 16.0
     rows = sorted((row for row in rows if row.at is not None), key=lambda row: row.at or 0.0)
-    x_at = scale(0, 1, LEFT, width - right)
-    y_at = scale(0, 1, height - BOTTOM, TOP)
+    x_at = scale(low, 1, LEFT, width - right)
+    y_at = scale(low, 1, height - BOTTOM, TOP)
     most = max((row.n for row in rows), default=0) or 1
-    shares = [Tick(value, f"{round(100 * value)}%") for value in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    shares = [Tick(value, percent(value, 0)) for value in ticks(low, 1.0, 5)]
     words = "; ".join(f"{row.at:.0%} sure, {row.value:.0%} right of {row.n}" for row in rows)
     return Plot(
         title=model_name(model),
