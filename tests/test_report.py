@@ -588,12 +588,49 @@ def test_every_table_and_link_is_reached_by_the_keyboard(
 
 
 @pytest.mark.parametrize("page", ["report", "comparison"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_disclosure_opens_and_closes_by_the_keyboard(
+    browser: Any, page: str, request: pytest.FixtureRequest
+) -> None:
+    browser.get(request.getfixturevalue(page).as_uri())
+    summaries = browser.find_elements("css selector", "main summary")
+    assert summaries
+    for summary in summaries[:12]:
+        if not summary.is_displayed():
+            continue
+        was = browser.execute_script("arguments[0].focus(); return arguments[0].parentElement.open", summary)
+        for expected in (not was, was):
+            browser.switch_to.active_element.send_keys("\ue007")
+            opened = browser.execute_script("return arguments[0].parentElement.open", summary)
+            assert opened is expected, summary.text
+
+
+def test_every_picture_is_told_in_words_and_every_table_has_a_name(browser: Any, report: Path) -> None:
+    """A reader who sees nothing is told what a plot shows, or passes over a dot whose figure stands beside it."""
+    browser.get(report.as_uri())
+    silent = browser.execute_script(
+        "return [...document.querySelectorAll('svg, img')].filter(e => !(e.getAttribute('role') === 'img' &&"
+        " (e.getAttribute('aria-label') || '').length > 20)).map(e => e.outerHTML.slice(0, 80))"
+        ".concat([...document.querySelectorAll('.track, .bar')].filter(e => !e.closest('[aria-hidden=true]'))"
+        ".map(e => e.outerHTML.slice(0, 80)))"
+        ".concat([...document.querySelectorAll('table')].filter(e => !e.closest('[role=region][aria-label]'))"
+        ".map(e => e.outerHTML.slice(0, 80)))"
+    )
+    assert silent == []
+    empty = browser.execute_script(
+        "return [...document.querySelectorAll('thead th')].filter(e => !e.textContent.trim()).length"
+    )
+    assert empty == 0
+
+
+@pytest.mark.parametrize("page", ["report", "comparison"])
+@pytest.mark.parametrize("scheme", ["light", "dark", "print"])
 def test_what_is_painted_has_contrast_enough(
     browser: Any, page: str, request: pytest.FixtureRequest, scheme: str
 ) -> None:
     """WCAG 2.2 AA as the browser paints it: each text's colour against the nearest ground behind it."""
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    # A browser in dark prints on white paper all the same.
+    features = [{"name": "prefers-color-scheme", "value": "light" if scheme == "light" else "dark"}]
+    media = {"media": "print" if scheme == "print" else "screen", "features": features}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get(request.getfixturevalue(page).as_uri())
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -621,3 +658,4 @@ def test_what_is_painted_has_contrast_enough(
             "#" + "".join(f"{int(c):02x}" for c in re.findall(r"\d+", one)[:3]) for one in pair.split(" on ")
         )
         assert contrast(text, behind) >= 4.5, pair
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})

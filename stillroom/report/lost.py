@@ -115,7 +115,8 @@ def probe_figures(results: Results, model: str) -> Iterator[ProbeFigure]:
         for row in results.rows:
             if row.model == model and row.task == PROBE + name:
                 cell = _cell(row, name)
-                text = f"{cell.value} ({cell.interval})" if cell.interval else cell.value
+                unit = " points" if name == "quantised" else ""
+                text = f"{cell.value}{unit} ({cell.interval})" if cell.interval else cell.value
                 what = _counted(row) if row.metric in _OVER else _column(row)
                 yield ProbeFigure(f"{probe_title(name)}: {what}", text, row)
 
