@@ -228,7 +228,7 @@ def test_the_teachers_calibration_is_inherited_only_where_that_is_shown(
         for row in rows()
     ]
     text = " ".join(verdict(Results.of(changed)))
-    assert "its confidence is +2.1 points off how often it is right" in text
+    assert "it is 2.1 points surer than it is right, its teacher" in text
     assert said in text
 
 

@@ -256,10 +256,7 @@ def inherited(results: Results, model: str, task: str) -> str | None:
     own, change = (results.find(model, task, key) for key in ("overconfidence", "difference:overconfidence"))
     if own is None or change is None or change.low is None or change.high is None:
         return None
-    said = (
-        f"On {task} its confidence is {points(own.value)} off how often it is right, the teacher’s "
-        f"{points(own.value - change.value)}"
-    )
+    said = f"On {task} it is {_off(own.value)}, its teacher {_off(own.value - change.value)}"
     evidence = f"a difference of {points(change.value)}, {span_points(change)}"
     furthest = max(abs(change.low), abs(change.high))
     if furthest <= _ALIKE:
@@ -269,6 +266,11 @@ def inherited(results: Results, model: str, task: str) -> str | None:
         return f"{said} ({evidence}): {few}."
     side = "surer of itself" if change.value > 0 else "less sure of itself"
     return f"{said} ({evidence}): it is {side} than its teacher is, so that the teacher’s calibration was not inherited."
+
+
+def _off(overconfidence: float) -> str:
+    size = points(abs(overconfidence)).lstrip("+")
+    return f"{size} {'surer' if overconfidence >= 0 else 'less sure'} than it is right"
 
 
 def _instead(results: Results, model: str, task: str) -> Iterator[str]:
