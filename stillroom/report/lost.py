@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stillroom.contracts.records import PROBE, ResultRow
+from stillroom.report.drawing import Plot, Series, line_plot
+from stillroom.report.plots import tone
 from stillroom.report.rows import Results, model_name, percent, points, span
 from stillroom.report.verdict import span_points
 
@@ -28,6 +30,8 @@ class ProbeTable:
     """What the numbers are that head the columns of a curve; empty where there is none."""
     numbered: int
     """How many columns such a number heads; they come first."""
+    plot: Plot | None
+    """The curves of those that a reader compares: the teacher, the untrained student, the one that is handed over."""
     columns: list[str]
     lines: list[tuple[str, list[Cell | None]]]
     """Each model with its figures, in the order of the columns."""
@@ -148,9 +152,23 @@ def _table(results: Results, name: str) -> ProbeTable:
         note=_NOTES.get(f"{name} of its own" if "right_longer" in metrics else name, ""),
         over=_OVER[curve[0]][1] if curve else "",
         numbered=sum(column.isdigit() for column in columns),
+        plot=_plot(results, name, curve[0]) if curve else None,
         columns=columns,
         lines=lines,
     )
+
+
+def _plot(results: Results, name: str, metric: str) -> Plot | None:
+    """In percent, since a plot's ticks are bare numbers."""
+    shown = ("teacher", "before", results.shipped or "student")
+    curves = {model: results.all(model, PROBE + name, metric) for model in shown}
+    series = [
+        Series(model_name(model), [(row.at or 0.0, 100 * row.value) for row in rows], tone(model))
+        for model, rows in curves.items()
+        if rows
+    ]
+    _, over = _OVER[metric]
+    return line_plot(f"Right answers by {over.lower()}", series, "% right", over.lower(), most=100)
 
 
 def _column(row: ResultRow) -> str:

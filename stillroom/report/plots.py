@@ -37,7 +37,7 @@ def training_plots(results: Results, *, soft_only: bool) -> list[Plot]:
         ("validation_kl", "Distance to the teacher on held-back lessons", "KL, nats a token"),
     ):
         curves = [
-            Series(model_name(model), _curve(results, model, metric), _tone(model))
+            Series(model_name(model), _curve(results, model, metric), tone(model))
             for model in results.models
             if results.all(model, "training", metric)
         ]
@@ -50,9 +50,9 @@ def _own(results: Results, model: str, soft_only: bool) -> Plot | None:
     signals = bool(results.all(model, "training", "validation_kl"))
     curves = [Series("training", _curve(results, model, "loss"), "quiet")]
     if soft_only and signals:
-        curves.append(Series("validation", _curve(results, model, "validation_kl"), _tone(model)))
+        curves.append(Series("validation", _curve(results, model, "validation_kl"), tone(model)))
     elif not signals:
-        curves.append(Series("validation", _curve(results, model, "validation_loss"), _tone(model)))
+        curves.append(Series("validation", _curve(results, model, "validation_loss"), tone(model)))
     unit = "KL, nats a token" if soft_only and signals else "nats a token"
     return line_plot(f"{model_name(model)}: loss while training", curves, unit)
 
@@ -62,7 +62,8 @@ def _curve(results: Results, model: str, metric: str) -> list[Point]:
     return sorted((row.at, row.value) for row in rows if row.at is not None)
 
 
-def _tone(model: str) -> str:
+def tone(model: str) -> str:
+    """The colour of a model's lines."""
     return "accent" if model.startswith("student") else "ink" if model == "teacher" else "quiet"
 
 
@@ -94,7 +95,7 @@ def _reliability(task: str, model: str, rows: Sequence[ResultRow], low: float) -
         y_label="how often it was right",
         x_ticks=[Tick(x_at(tick.at), tick.text) for tick in shares],
         y_ticks=[Tick(y_at(tick.at), tick.text) for tick in shares],
-        lines=[Drawn("", _tone(model), _line(rows, x_at, y_at), (0.0, 0.0), 0.0)],
+        lines=[Drawn("", tone(model), _line(rows, x_at, y_at), (0.0, 0.0), 0.0)],
         whiskers=[
             Whisker(
                 x_at(row.at or 0.0),
