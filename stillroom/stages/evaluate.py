@@ -19,7 +19,15 @@ from stillroom.contracts.records import ResultRow, content_key, to_line
 from stillroom.contracts.runfolder import Run
 from stillroom.evaluation.comparison import compare_models
 from stillroom.evaluation.job import ModelSpec, Settings
-from stillroom.evaluation.probes import Material, make_probes, probe_rows, probe_tasks, quantising_rows
+from stillroom.evaluation.probes import (
+    LongerChains,
+    Material,
+    make_probes,
+    probe_rows,
+    probe_tasks,
+    quantising_rows,
+    read_chains,
+)
 from stillroom.evaluation.results import ModelResult
 from stillroom.evaluation.running import evaluate_model
 from stillroom.evaluation.samples import asked, samples
@@ -92,6 +100,7 @@ def check_files(run: Run) -> None:
     for task in run.recipe.evaluate.tasks:
         if task.file is not None:
             read_file(task, run.locate(task.file), tools=run.recipe.teach.parameters.get("tools"))
+    _longer_chains(run)
 
 
 def read_tasks(context: StageContext) -> list[EvaluationTask]:
@@ -312,7 +321,7 @@ def _probed(
     if not wanted:
         return [], {}
     task = next(task for task in tasks if task.written and task.samples == 1)
-    material = Material(task, context.run.need("filter"), refusal, recipe.seed)
+    material = Material(task, context.run.need("filter"), refusal, recipe.seed, _longer_chains(context.run))
     probes, left_out = make_probes(material, wanted, classes=recipe.classify is not None)
     for name, why in left_out.items():
         context.progress.say(f"probe {name} is left out: {why}")
@@ -326,6 +335,20 @@ def _probed(
             results, task.name, STUDENT, recipe.baselines, _plain_kinds(context), recipe.seed
         )
     return rows, left_out
+
+
+def _longer_chains(run: Run) -> LongerChains | None:
+    """The recipe's file of longer questions, judged as those are that the probes are made from."""
+    chains, teach = run.recipe.evaluate.chains, run.recipe.teach
+    if chains is None:
+        return None
+    return read_chains(
+        run.locate(chains.file),
+        next(task.score for task in run.recipe.evaluate.tasks if task.answered_once),
+        chains.trained,
+        system=teach.system,
+        tools=teach.parameters.get("tools"),
+    )
 
 
 def _first_teacher(context: StageContext, tasks: list[EvaluationTask]) -> list[ModelResult]:
