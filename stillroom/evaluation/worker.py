@@ -36,7 +36,7 @@ def measure(job: Job, advance: Advance) -> ModelResult:
     libraries = load_libraries(job.spec.kind)
     with _opened(job.spec, job.settings) as model:
         answers = Path(job.answers) if job.answers else None
-        verdicts, figures = answer_tasks(
+        found = answer_tasks(
             model,
             job.spec,
             job.tasks,
@@ -46,23 +46,27 @@ def measure(job: Job, advance: Advance) -> ModelResult:
             trusted=job.settings.trusted,
         )
         if job.spec.kind == "api":
-            return ModelResult(job.spec.name, verdicts, {}, figures)
+            return found
+        figures, writes = found.figures, bool(found.verdicts or found.written)
         if any(task.ranked for task in job.tasks):
             # Not at the top: it brings the tokenizers' library, which an API's process does without.
             from stillroom.evaluation.ranking import rank_tasks
 
             chosen, choosing = rank_tasks(model, job.tasks, advance)
             # A model's speed is that of its writing, where it writes.
-            verdicts, figures = verdicts | chosen, figures if verdicts else choosing
+            found, figures = (
+                replace(found, verdicts=found.verdicts | chosen),
+                figures if writes else choosing,
+            )
         if job.spec.kind in ("local", "gguf"):
             advance(0, "one by one")
             figures = replace(figures, pace=_pace(model, job))
         lessons = {task.name: task.lessons for task in job.tasks if task.lessons}
-        if lessons and not verdicts:
+        if lessons and not (writes or found.verdicts):
             _warm_up(model, next(iter(lessons.values()))[0], job.settings.max_length)
         # Before the teacher comes in: its memory is not this model's.
         figures = weigh(model, job.spec, replace(figures, libraries_memory_bytes=libraries))
-        return ModelResult(job.spec.name, verdicts, _likelihoods(model, job, lessons, advance), figures)
+        return replace(found, likelihoods=_likelihoods(model, job, lessons, advance), figures=figures)
 
 
 @contextmanager

@@ -87,6 +87,8 @@ class Judge:
         self._panel = Panel(meter or Meter())
         self._probes = 0
         self.counts: Counter[str] = Counter()
+        self.last_error: str | None = None
+        """Of a request that failed, if one did."""
 
     def compare(self, duels: Sequence[Duel]) -> list[int | None]:
         """Of each duel 1 where the first answer is better, -1 where the other one is, 0 where the orders do not agree or the
@@ -103,6 +105,7 @@ class Judge:
         asked = (request for pair in pairs if pair for request in pair)
         taught = teach(asked, self._model, SAMPLING, self._file, self._bill, self._panel)
         conclude(taught, self._bill)
+        self.last_error = taught.last_error or self.last_error
         found = [self._verdict(*pair) if pair else 0 for pair in pairs]
         self.counts["compared"] += len(found)
         self.counts["undecided"] += sum(not verdict for verdict in found)

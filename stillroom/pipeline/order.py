@@ -196,7 +196,11 @@ def _evaluate(run: Run) -> dict[str, Any]:
             del task["options"]
         if task["samples"] == 1:
             del task["samples"], task["temperature"]
-    return {
+        if task["judge"] is None:
+            del task["judge"]
+    judges = {task.title: task.judge for task in recipe.evaluate.tasks if task.judge and not task.judge.api}
+    own = {name: teacher_identity(judge, run.base) for name, judge in judges.items()}
+    return ({"judges": own} if own else {}) | {
         "evaluate": found,
         "items": _contents(run, [task.file for task in recipe.evaluate.tasks if task.file]),
         "teach": {"system": recipe.teach.system} | ({"tools": tools} if tools else {}),
@@ -276,7 +280,10 @@ STAGES = (
         trains=lambda recipe: bool(recipe.aware_files),
     ),
     Stage(
-        "evaluate", _evaluate, reads=("filter", "distil", "align", "quantise"), keeps=("models", *_TEACHERS)
+        "evaluate",
+        _evaluate,
+        reads=("filter", "distil", "align", "quantise"),
+        keeps=("models", "judgements.jsonl", *_TEACHERS),
     ),
     Stage("export", _export, reads=("quantise", "evaluate"), keeps=(*_TEACHERS,)),
 )
