@@ -84,6 +84,11 @@ class EvaluationTask:
         return self.score == "judge"
 
     @property
+    def texts(self) -> list[Lesson]:
+        """Those of its lessons that are texts."""
+        return self.lessons or [] if self.score == "perplexity" else []
+
+    @property
     def ranked(self) -> list[Item]:
         """The items whose options a model ranks."""
         return self.items or [] if self.score == "likeliest" else []

@@ -196,6 +196,8 @@ def _evaluate(run: Run) -> dict[str, Any]:
             del task["options"]
         if task["samples"] == 1:
             del task["samples"], task["temperature"]
+        if task["teacher"]:
+            del task["teacher"]
         if task["judge"] is None:
             del task["judge"]
     judges = {task.title: task.judge for task in recipe.evaluate.tasks if task.judge and not task.judge.api}

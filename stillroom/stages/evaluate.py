@@ -22,6 +22,7 @@ from stillroom.contracts.records import ResultRow, content_key, to_line
 from stillroom.contracts.runfolder import Run
 from stillroom.evaluation.comparison import compare_models
 from stillroom.evaluation.job import ModelSpec, Settings
+from stillroom.evaluation.opening import open_reader
 from stillroom.evaluation.preference import Pairing, judge_written
 from stillroom.evaluation.probes import Material, make_probes, probe_rows, probe_tasks, quantising_rows
 from stillroom.evaluation.results import ModelResult
@@ -67,7 +68,7 @@ def run(context: StageContext) -> dict[str, Any]:
     """
     recipe = context.recipe
     tasks, specs = read_tasks(context), model_specs(context)
-    results = [_measured(context, spec, tasks, specs[0]) for spec in specs]
+    results = [_measured(context, spec, _asked_of(context, spec, tasks), specs[0]) for spec in specs]
     results[1:1] = _first_teacher(context, tasks)
     results, judged = _judged(context, tasks, results)
     quantised = [f"{STUDENT}-{kind}" for kind in recipe.files]
@@ -90,6 +91,18 @@ def run(context: StageContext) -> dict[str, Any]:
     items = sum(len(task.items or ()) for task in tasks)
     probes = {"probes left out": left_out} if left_out else {}
     return {"models": len(specs), "items": items, **judged, **probes, **_headlines(rows)}
+
+
+def check_teacher(run: Run) -> None:
+    """Have an API that is to read given texts show that it can, before a run pays for anything: one text of two tokens.
+
+    Raises:
+        TeacherError: it does not tell what it thinks of given texts.
+        ModelError: its tokenizer cannot be loaded, or is not the server's.
+        ServiceFault: it keeps failing.
+    """
+    if run.recipe.teacher.api and any(task.reads and task.teacher for task in run.recipe.evaluate.tasks):
+        open_reader(_teacher(StageContext(run, "evaluate")), Settings())
 
 
 def check_files(run: Run) -> None:
@@ -235,6 +248,12 @@ def model_specs(context: StageContext) -> list[ModelSpec]:
     return specs
 
 
+def _asked_of(context: StageContext, spec: ModelSpec, tasks: list[EvaluationTask]) -> list[EvaluationTask]:
+    """The tasks that a model is measured on: the teacher on those that do not leave it out."""
+    without = {task.title for task in context.recipe.evaluate.tasks if not task.teacher}
+    return [task for task in tasks if spec.name != TEACHER or task.name not in without]
+
+
 def _teacher_files(context: StageContext, teacher: ModelSpec) -> Iterator[ModelSpec]:
     """The teacher as files of the kinds that the recipe asks for, which are written unless they are there."""
     for kind in context.recipe.evaluate.teacher_files:
@@ -282,10 +301,13 @@ def _plain_kinds(context: StageContext) -> list[Kind]:
 def _teacher(context: StageContext) -> ModelSpec:
     teacher, base = context.recipe.teacher, context.run.base
     if teacher.api:
+        reads = any(task.reads and task.teacher for task in context.recipe.evaluate.tasks)
+        own = resolve_tokenizer(teacher.tokenizer, base) if teacher.tokenizer else None
         return ModelSpec(
             TEACHER,
             "api",
             teacher.model,
+            tokenizer=str(own or student_source(context.recipe, base)) if reads else None,
             api=teacher.api,
             api_key_env=teacher.api_key_env,
             logprobs=context.recipe.teach.signal.kind == "top-k",

@@ -66,6 +66,11 @@ class Task(Section):
         "right; one is the likeliest at every token.",
     )
     temperature: float = Field(0.8, gt=0, description="Sampling temperature of several answers.")
+    teacher: bool = Field(
+        True,
+        description="Measure the teacher on it too. An API that does not tell the log-probabilities of given texts, as "
+        "vLLM's server does, can be measured on neither `likeliest` nor `perplexity`.",
+    )
     judge: Teacher | None = Field(
         None,
         description="With `score: judge`, the model that compares each answer with the teacher's, in both orders.",
@@ -88,6 +93,8 @@ class Task(Section):
             raise ValueError(f"a task with `score: {self.score}` writes no answers: leave samples out")
         if (self.score == "judge") != (self.judge is not None):
             raise ValueError("`score: judge` and `judge: {model: ...}` belong together in a task")
+        if self.score == "judge" and not self.teacher:
+            raise ValueError("a judge compares with the teacher: leave teacher out")
         if self.score == "judge" and self.samples > 1:
             raise ValueError("a judge compares one answer with one: leave samples out")
         if self.form in ("corpus", "documents"):
@@ -98,6 +105,11 @@ class Task(Section):
     def asks(self) -> bool:
         """Whether it is made of questions, not of texts or lessons to be predicted."""
         return self.score not in ("likelihood", "perplexity")
+
+    @property
+    def reads(self) -> bool:
+        """Whether a model tells how likely it finds questions' options or texts, and writes nothing."""
+        return self.score in ("likeliest", "perplexity")
 
     @property
     def answered_once(self) -> bool:
