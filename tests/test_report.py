@@ -21,8 +21,10 @@ from stillroom.report.console import console_table, rows_table
 from stillroom.report.drawing import Series, line_plot, thin
 from stillroom.report.gallery import compare, gallery
 from stillroom.report.headline import headline
+from stillroom.report.lost import _COLUMNS
 from stillroom.report.page import write_report
-from stillroom.report.rows import Results, data_size, percent
+from stillroom.report.rows import Results, data_size, model_name, percent
+from stillroom.report.sections import _PARITY
 from stillroom.report.verdict import title, verdict
 from stillroom.report.versus import write_comparison
 
@@ -178,6 +180,20 @@ def test_what_is_called_clear_is_so_among_all_comparisons() -> None:
         assert ("too close" in file) == ("too close" in signals) == (left > 0.05)
     alone = verdict(Results.of([*others, replace(lost, p_holm=0.01)]))
     assert any("(95% interval −3.5 to −0.5 points; p = 0.010), more than" in one for one in alone)
+
+
+def test_the_documentation_explains_every_number_of_the_page(tmp_path: Path) -> None:
+    said = (Path(__file__).parents[1] / "docs/evaluation.md").read_text(encoding="utf-8").replace("'", "’")
+    html = write_report(finished_run(tmp_path)).read_text(encoding="utf-8")
+    heads = re.findall(r'<th scope="col">(.*?)</th>', html)
+    no_numbers = {model_name(model) for model in QUALITY} | {"Model", "Against", "Part", "Stage", "Finished"}
+    columns = {re.sub("<.*?>", "", head).strip() for head in heads} - no_numbers
+    assert len(columns) > 15
+    assert not [column for column in columns if column not in said and not column.startswith("Against ")]
+    metrics = {re.sub(r":.*", "", row.metric) for row in [*rows(), *likelihood()]}
+    assert not [metric for metric in metrics if f"`{metric}" not in said]
+    labels = {*_PARITY.values(), *_COLUMNS.values(), *(card.label for card in headline(rows()))}
+    assert not [label for label in labels if label not in said]
 
 
 def test_what_a_judge_prefers_is_said_with_its_test() -> None:
