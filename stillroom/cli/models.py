@@ -35,18 +35,30 @@ class Score(enum.Enum):
 )
 def evaluate(
     path: Annotated[
-        Path, typer.Argument(help="A run folder, a Hugging Face or ONNX folder or a .gguf file.")
+        Path,
+        typer.Argument(
+            help="A run folder, a Hugging Face or ONNX folder or a .gguf file; with --api a model's name."
+        ),
     ],
     file: Annotated[Optional[Path], typer.Option(help="Items to measure a model on.")] = None,  # noqa: UP045
     score: Annotated[Score, typer.Option(help="How answers are held against the right ones.")] = Score.json,
-    tokenizer: Annotated[Optional[str], typer.Option(help="Tokenizer folder of a .gguf file.")] = None,  # noqa: UP045
+    tokenizer: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Tokenizer folder of a .gguf file, or of an API's model that ranks options or reads texts."
+        ),
+    ] = None,
+    api: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Base URL of an OpenAI-compatible API, whose key is in $OPENAI_API_KEY."),
+    ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use at most this many items.")] = None,  # noqa: UP045
 ) -> None:
     """Measure a run's models again, or any model on a file of questions with right answers."""
     from stillroom.contracts.runfolder import Run
     from stillroom.display import open_progress
 
-    if Run.is_run(path):
+    if api is None and Run.is_run(path):
         from stillroom.pipeline import run_pipeline
 
         found = Run.open(path)
@@ -63,7 +75,8 @@ def evaluate(
     from stillroom.evaluation import ModelSpec, evaluate, kind_of
     from stillroom.stages.evaluate import read_file
 
-    spec = ModelSpec(path.name, kind_of(path), str(path), tokenizer=tokenizer)
+    kind = kind_of(path) if api is None else "api"
+    spec = ModelSpec(path.name, kind, str(path), tokenizer=tokenizer, api=api)
     task = read_file(Task(file=str(file), score=score.value, limit=limit), file)
     for row in evaluate([spec], [task], progress=open_progress()).rows:
         if row.at is None:

@@ -199,7 +199,13 @@ def _evaluate(run: Run) -> dict[str, Any]:
             del task["options"]
         if task["samples"] == 1:
             del task["samples"], task["temperature"]
-    return {
+        if task["teacher"]:
+            del task["teacher"]
+        if task["judge"] is None:
+            del task["judge"]
+    judges = {task.title: task.judge for task in recipe.evaluate.tasks if task.judge and not task.judge.api}
+    own = {name: teacher_identity(judge, run.base) for name, judge in judges.items()}
+    return ({"judges": own} if own else {}) | {
         "evaluate": found,
         "items": _contents(run, recipe.evaluate.files),
         "teach": {"system": recipe.teach.system} | ({"tools": tools} if tools else {}),
@@ -296,7 +302,10 @@ STAGES = (
         trains=lambda recipe: bool(recipe.aware_files),
     ),
     Stage(
-        "evaluate", _evaluate, reads=("filter", "distil", "align", "quantise"), keeps=("models", *_TEACHERS)
+        "evaluate",
+        _evaluate,
+        reads=("filter", "distil", "align", "quantise"),
+        keeps=("models", "judgements.jsonl", *_TEACHERS),
     ),
     # What both models answered has marks of its own.
     Stage(
