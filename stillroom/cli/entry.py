@@ -12,11 +12,11 @@ from stillroom import __version__
 from stillroom.cli import (
     advising,
     books,
-    comparing,
     filtering,
     machine,
     models,
     runs,
+    serving,
     starting,
     teaching,
     writing,
@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Start with: stillroom init tickets, then stillroom run tickets",
 )
-for _room in (starting, advising, runs, filtering, models, comparing, writing, teaching, machine):
+for _room in (starting, advising, runs, filtering, models, serving, writing, teaching, machine):
     app.add_typer(_room.verbs)
 app.add_typer(books.book_app, name="book", help="Look at lesson books, check, join and divide them.")
 

@@ -1,9 +1,8 @@
-"""What can be done with a model: measure it, serve it."""
+"""What can be done with a model: measure it."""
 
 from __future__ import annotations
 
 import enum
-import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -84,44 +83,3 @@ def evaluate(
                 f"  [{row.low:.4f}, {row.high:.4f}]" if row.low is not None and row.high is not None else ""
             )
             print(f"{row.metric:<24} {row.value:{',.0f' if row.value >= 1000 else ',.4f'}}{interval}")
-
-
-@verbs.command(epilog="Examples: stillroom serve runs/tickets; stillroom serve model.gguf --port 8081")
-def serve(
-    path: Annotated[Path, typer.Argument(help="A run folder or a .gguf file.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
-    context: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Context length of a conversation, in tokens. Empty: the run's export.context."),
-    ] = None,
-    parallel: Annotated[int, typer.Option(help="Conversations at a time; more wait.", min=1)] = 4,
-    most_tokens: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Tokens of an answer; requests for more are refused.", min=1),
-    ] = None,
-    most_requests: Annotated[
-        int,
-        typer.Option(help="Requests at a time, those that wait included; more are refused (429).", min=1),
-    ] = 1024,
-    api_key_env: Annotated[
-        str,
-        typer.Option(
-            help="Variable with the key that clients must send, if any; several: commas between them."
-        ),
-    ] = "STILLROOM_API_KEY",
-) -> None:
-    """Serve the student with an OpenAI-compatible API: chat completions, completions, models."""
-    from stillroom.serving import serve as serve_file
-
-    serve_file(
-        path,
-        host=host,
-        port=port,
-        context=context,
-        parallel=parallel,
-        most_tokens=most_tokens,
-        most_requests=most_requests,
-        api_keys=keys.split(",") if (keys := os.environ.get(api_key_env)) else (),
-        announce=print,
-    )

@@ -28,6 +28,7 @@ from stillroom.serving.answers import (
     on_disconnect,
     on_unknown_route,
 )
+from stillroom.serving.cascading import Cascading
 from stillroom.serving.comparing import Comparison, compare_routes
 from stillroom.serving.metrics import Measured, Meters, metrics
 from stillroom.serving.openapi import document
@@ -35,11 +36,12 @@ from stillroom.serving.relay import Backend, Relay, ask, unless_gone, unreachabl
 
 _KEYED = ("/v1", "/compare/data", "/compare/votes")
 """What begins so needs a key; the page itself holds nothing and asks for one."""
-_COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
+_CHAT = "/v1/chat/completions"
+_COMPLETIONS = (_CHAT, "/v1/completions")
 
 
 def create_app(
-    backends: Mapping[str, Backend],
+    backends: Mapping[str, Backend | Cascading],
     *,
     api_keys: Sequence[str] = (),
     max_request_bytes: int = 8 << 20,
@@ -54,7 +56,7 @@ def create_app(
 
     Args:
         backends: who answers, by the names that clients may ask for. Their addresses may be set later, when a
-            server moves.
+            server moves. A cascade answers conversations; completions of bare texts are its student's.
         api_keys: where given, every /v1 request must carry one of them as a bearer token.
         max_request_bytes: longer request bodies are refused (413).
         most_requests: completions asked for at once, those that wait for llama.cpp included; more are refused (429).
@@ -82,6 +84,9 @@ def create_app(
             yield
 
     meters = Meters()
+    for name, found in backends.items():
+        if isinstance(found, Cascading):
+            meters.follow(name, found.escalations)
     app = Starlette(
         routes=[
             *(Route(path, _complete, methods=["POST"]) for path in _COMPLETIONS),
@@ -106,7 +111,11 @@ def create_app(
         },
         lifespan=lifespan,
     )
-    app.state.backends, app.state.meters = backends, meters
+    app.state.cascades = {name: found for name, found in backends.items() if isinstance(found, Cascading)}
+    app.state.backends = {
+        name: found.student if isinstance(found, Cascading) else found for name, found in backends.items()
+    }
+    app.state.meters = meters
     app.state.models = {name: _card(name, int(time.time())) for name in backends}
     app.state.max_request_bytes, app.state.most_tokens = max_request_bytes, most_tokens
     return app
@@ -190,7 +199,11 @@ async def _look(session: aiohttp.ClientSession, backend: Backend) -> None:
 
 async def _complete(request: Request) -> Response:
     body = await _body(request)
-    backend = request.app.state.backends[_check(request, body)]
+    name, tree = _check(request, body)
+    cascading: Cascading | None = request.app.state.cascades.get(name)
+    if cascading is not None and request.url.path == _CHAT:
+        return await cascading.answer(request, tree)
+    backend = request.app.state.backends[name]
     upstream = await unless_gone(request, ask(request.app.state.session, backend, request.url.path, body))
     if upstream.status == HTTPStatus.OK and upstream.content_type == "text/event-stream":
         return Relay(upstream)
@@ -223,8 +236,8 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _check(request: Request, body: bytes) -> str:
-    """The model that is asked for; refuses what a backend would only misunderstand."""
+def _check(request: Request, body: bytes) -> tuple[str, dict[str, Any]]:
+    """The model that is asked for, and the request; refuses what a backend would only misunderstand."""
     try:
         tree = json.loads(body.decode())
     except (ValueError, RecursionError) as error:
@@ -239,7 +252,7 @@ def _check(request: Request, body: bytes) -> str:
     _known(request, name)
     if (most := request.app.state.most_tokens) is not None:
         _check_length(tree, most)
-    return name
+    return name, tree
 
 
 def _check_length(asked: dict[str, Any], most: int) -> None:

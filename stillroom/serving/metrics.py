@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from http import HTTPStatus
 
 import aiohttp
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillroom.serving.answers import GONE
+from stillroom.serving.escalations import Escalations
 from stillroom.serving.relay import Backend
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health")
@@ -45,6 +49,35 @@ class Meters:
             buckets=_SECONDS,
             registry=self.registry,
         )
+
+    def follow(self, model: str, escalations: Escalations) -> None:
+        """Show a cascade's counts as well."""
+        self.registry.register(_Cascade(model, escalations))
+
+
+class _Cascade(Collector):
+    """A cascade's counts as they are when they are asked for."""
+
+    def __init__(self, model: str, escalations: Escalations) -> None:
+        self._model, self._escalations = model, escalations
+
+    def collect(self) -> Iterator[Metric]:
+        answers = CounterMetricFamily(
+            "stillroom_cascade_answers", "Answers by who gave them", labels=["model", "by"]
+        )
+        for who in ("student", "frontier", "fallback"):
+            answers.add_metric([self._model, who], self._escalations.counts[who])
+        failed = CounterMetricFamily(
+            "stillroom_cascade_failures", "Questions that the frontier model did not answer", labels=["model"]
+        )
+        failed.add_metric([self._model], self._escalations.counts["failed"])
+        drift = GaugeMetricFamily(
+            "stillroom_cascade_drift",
+            "Stability index of the latest scores; above 0.25 others",
+            labels=["model"],
+        )
+        drift.add_metric([self._model], self._escalations.drift)
+        yield from (answers, failed, drift)
 
 
 class Measured:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -23,7 +24,7 @@ Result = TypeVar("Result")
 class Backend:
     """A server that answers for one of the models."""
 
-    url: str | None
+    url: str | None = None
     """Base URL of an OpenAI-compatible server: of a local one what comes before /v1, of others /v1 or what they have in its
     place. None while there is none."""
     model: str | None = None
@@ -32,6 +33,8 @@ class Backend:
     """Its API key."""
     local: bool = True
     """Whether it is llama.cpp's server, which tells of its health and its counts."""
+    file: Path | None = None
+    """The .gguf file that a server of our own is to answer with; `url` is known once it does."""
 
     @property
     def address(self) -> str:
@@ -102,11 +105,11 @@ async def _disconnect(request: Request) -> None:
 class Relay(StreamingResponse):
     """A stream of events passed on as they come; ended in every case, also where the client left before it began."""
 
-    def __init__(self, upstream: aiohttp.ClientResponse) -> None:
+    def __init__(self, upstream: aiohttp.ClientResponse, headers: Mapping[str, str] | None = None) -> None:
         self._upstream = upstream
         super().__init__(
             self._lines(),
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})},
             media_type="text/event-stream",
         )
 

@@ -22,7 +22,8 @@ from stillroom.contracts.errors import Fault, ModelError, RunError, UserError
 from stillroom.contracts.runfolder import Run
 from stillroom.models.llama_cpp_server import LlamaServer
 from stillroom.serving.app import create_app
-from stillroom.serving.comparing import Comparison
+from stillroom.serving.cascading import Cascading
+from stillroom.serving.comparing import Comparison, Preset
 from stillroom.serving.relay import Backend
 
 _LOOK_SECONDS = 0.2
@@ -72,6 +73,8 @@ def serve(
     most_requests: int = 1024,
     api_keys: Sequence[str] = (),
     name: str | None = None,
+    cascade: Callable[[Backend], Cascading] | None = None,
+    presets: Sequence[Preset] = (),
     announce: Callable[[str], None],
 ) -> None:
     """Serve a model file or a run's student, OpenAI-compatible, until SIGINT or SIGTERM.
@@ -89,6 +92,8 @@ def serve(
         most_requests: under way at once, those that wait included; more are refused (429).
         api_keys: where given, clients must send one of them as a bearer token.
         name: the model's name for clients; default the run's or the file's.
+        cascade: makes of the student what answers by its name; the student alone then has NAME-student.
+        presets: questions that /compare offers.
         announce: receives each line that the reader should see.
 
     Raises:
@@ -100,8 +105,12 @@ def serve(
         recipe = Run.open(path).recipe
         name, context = name or recipe.name, context or recipe.export.context
     name = name or file.stem
+    student = Backend(file=file)
+    models: dict[str, Backend | Cascading] = {name: student}
+    if cascade is not None:
+        models = {name: cascade(student), f"{name}-student": student}
     serve_models(
-        {name: file},
+        models,
         host=host,
         port=port,
         context=context or 4096,
@@ -111,12 +120,12 @@ def serve(
         most_requests=most_requests,
         api_keys=api_keys,
         announce=announce,
-        comparison=Comparison(name),
+        comparison=Comparison(name, presets),
     )
 
 
 def serve_models(
-    models: Mapping[str, Path | Backend],
+    models: Mapping[str, Backend | Cascading],
     *,
     host: str,
     port: int,
@@ -132,16 +141,13 @@ def serve_models(
     """Serve several models until SIGINT or SIGTERM: files by a llama.cpp server each, others where they are.
 
     Args:
-        models: .gguf files, or servers elsewhere, by the names that clients may ask for.
+        models: who answers, by the names that clients may ask for.
         comparison: what /compare is about; None: there is no such page.
 
     The other arguments and what is raised are those of `serve`.
     """
-    backends = {
-        name: found if isinstance(found, Backend) else Backend(None) for name, found in models.items()
-    }
     app = create_app(
-        backends,
+        models,
         api_keys=api_keys,
         most_requests=most_requests,
         most_tokens=most_tokens,
@@ -153,8 +159,8 @@ def serve_models(
             file, n_ctx=context, parallel=parallel, threads=threads, alias=name, most_tokens=most_tokens
         )
 
-    files = {name: found for name, found in models.items() if isinstance(found, Path)}
-    children = [_Child(starter(name, file), backends[name], announce) for name, file in files.items()]
+    files = list(_own_files(models))
+    children = [_Child(starter(name, file), backend, announce) for name, backend, file in files]
     try:
         with (
             _listening(host, port) as listener,
@@ -165,7 +171,7 @@ def serve_models(
             for child in children:
                 stack.callback(child.close)
             try:
-                for child, file in zip(children, files.values(), strict=True):
+                for child, (_, _, file) in zip(children, files, strict=True):
                     announce(f"loading {file}")
                     child.start()
                 for line in _welcome(host, listener.getsockname()[1], list(models), bool(api_keys)):
@@ -180,6 +186,18 @@ def serve_models(
                 raise
     except KeyboardInterrupt:
         return
+
+
+def _own_files(models: Mapping[str, Backend | Cascading]) -> Iterator[tuple[str, Backend, Path]]:
+    """The backends that servers of our own are to be, each once: the name in their answers, and their file."""
+    found: dict[int, tuple[str, Backend]] = {}
+    for name, model in models.items():
+        if isinstance(model, Cascading):
+            found.setdefault(id(model.student), (name, model.student))
+            found.setdefault(id(model.frontier), (f"{name}-frontier", model.frontier))
+        else:
+            found.setdefault(id(model), (name, model))
+    yield from ((name, backend, backend.file) for name, backend in found.values() if backend.file is not None)
 
 
 class _Child:
