@@ -95,9 +95,20 @@ def serve(
         Optional[int],  # noqa: UP045
         typer.Option(help="Context length of a conversation, in tokens. Empty: the run's export.context."),
     ] = None,
-    parallel: Annotated[int, typer.Option(help="Conversations at a time.")] = 4,
+    parallel: Annotated[int, typer.Option(help="Conversations at a time; more wait.", min=1)] = 4,
+    most_tokens: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Tokens of an answer; requests for more are refused.", min=1),
+    ] = None,
+    most_requests: Annotated[
+        int,
+        typer.Option(help="Requests at a time, those that wait included; more are refused (429).", min=1),
+    ] = 1024,
     api_key_env: Annotated[
-        str, typer.Option(help="Variable with the key that clients must send, if any.")
+        str,
+        typer.Option(
+            help="Variable with the key that clients must send, if any; several: commas between them."
+        ),
     ] = "STILLROOM_API_KEY",
 ) -> None:
     """Serve the student with an OpenAI-compatible API: chat completions, completions, models."""
@@ -109,6 +120,8 @@ def serve(
         port=port,
         context=context,
         parallel=parallel,
-        api_key=os.environ.get(api_key_env) or None,
+        most_tokens=most_tokens,
+        most_requests=most_requests,
+        api_keys=keys.split(",") if (keys := os.environ.get(api_key_env)) else (),
         announce=print,
     )

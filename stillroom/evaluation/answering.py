@@ -98,6 +98,45 @@ def answer_tasks(
     )
 
 
+def keep_replies(
+    model: Answerer, spec: ModelSpec, items: list[Item], max_new_tokens: int, answers: Path, advance: Advance
+) -> None:
+    """One greedy reply to every item in a JSONL file; those that stand there are not asked again.
+
+    Raises:
+        ServiceFault: an API failed on some items.
+        ModelError, TeacherError: from the model.
+    """
+    sampling = _greedy(spec, max_new_tokens)
+    questions = {key: _request(key, item, 0) for key, item in _keyed(spec, items, sampling)}
+    kept = _kept(answers, questions)
+    advance(len(kept), None)
+    replies = dict(kept)
+    waiting = [request for key, request in questions.items() if key not in kept]
+    for key, reply in _ask(model, waiting, sampling, answers) if waiting else ():
+        replies[key] = reply
+        advance(1, None)
+    if spec.kind == "api":
+        _refuse_failures(spec, replies)
+
+
+def kept_replies(
+    spec: ModelSpec, items: list[Item], max_new_tokens: int, answers: Path
+) -> list[Reply | None]:
+    """What `keep_replies` has kept, an item each, in their order; None where that is nothing yet."""
+    keyed = _keyed(spec, items, _greedy(spec, max_new_tokens))
+    kept = _kept(answers, {key: _request(key, item, 0) for key, item in keyed})
+    return [kept.get(key) for key, _ in keyed]
+
+
+def _keyed(spec: ModelSpec, items: list[Item], sampling: Sampling) -> list[tuple[str, Item]]:
+    return [(_key(spec, item, sampling, 0), item) for item in items]
+
+
+def _greedy(spec: ModelSpec, max_new_tokens: int) -> Sampling:
+    return Sampling(0.0, max_new_tokens=max_new_tokens, top_logprobs=int(spec.logprobs))
+
+
 def _verdicts(task: EvaluationTask, replies: list[list[Reply]], trusted: bool) -> list[Verdict]:
     """A verdict an item, from its one reply or its several."""
 
@@ -112,8 +151,8 @@ def _verdicts(task: EvaluationTask, replies: list[list[Reply]], trusted: bool) -
 
 
 def _sampling(spec: ModelSpec, task: EvaluationTask, max_new_tokens: int) -> Sampling:
-    temperature = task.draws.temperature if task.draws else 0.0
-    return Sampling(temperature, max_new_tokens=max_new_tokens, top_logprobs=int(spec.logprobs))
+    greedy = _greedy(spec, max_new_tokens)
+    return replace(greedy, temperature=task.draws.temperature) if task.draws else greedy
 
 
 def _key(spec: ModelSpec, item: Item, sampling: Sampling, sample: int) -> str:

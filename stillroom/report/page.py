@@ -24,9 +24,10 @@ from stillroom.report.lost import probe_tables, probe_title
 from stillroom.report.money import Money, money, money_facts, money_sentence
 from stillroom.report.plots import reliability_plots, training_plots
 from stillroom.report.rendering import render
+from stillroom.report.routed import routed
 from stillroom.report.rows import Results, data_size, milliseconds, people_count, read_results, speed
 from stillroom.report.scale import Scale
-from stillroom.report.verdict import inherited, losses, title, verdict
+from stillroom.report.verdict import inherited, losses, nearer, title, verdict
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,14 @@ def write_report(run: Run) -> Path:
         sums=list(money_facts(sums, results.shipped)) if sums else [],
         priced=sums is not None and sums.teacher is not None,
         origins=origins(run, found),
+        routed=routed(run),
         training=training_plots(
             results, soft_only=recipe.distil.loss.hard == 0 and recipe.distil.temperature == 1
         ),
         groups=gallery(folder / "samples.jsonl", results),
         chapters=sections.chapters(found),
+        funnel=sections.funnel(found["filter"].counts) if "filter" in found else [],
+        warnings=found["filter"].counts.get("warnings", []) if "filter" in found else [],
         rejected=sections.rejected(found["filter"].counts) if "filter" in found else [],
         mixes=sections.mixes(found["quantise"].counts) if "quantise" in found else [],
         stages=sections.stages(found),
@@ -106,6 +110,9 @@ def _task(results: Results, task: str) -> dict[str, Any]:
         "exact": results.having(task, "exact"),
         "loss": results.having(task, "loss"),
         "kl": results.having(task, "kl"),
+        "perplexity": results.having(task, "perplexity"),
+        "passes": results.passes(task),
+        "nearer": nearer(results, task),
         "retention": {row.model: row for row in results.having(task, "retention")},
         "shares": shares,
         "models": models,

@@ -9,6 +9,7 @@ from stillroom.contracts.records import ResultRow
 from stillroom.report.rows import (
     Results,
     chance,
+    change,
     data_size,
     is_file,
     metric_name,
@@ -124,6 +125,8 @@ def _kept(results: Results, model: str, task: str) -> str | None:
 
 def _likelihood(results: Results, model: str, task: str) -> str | None:
     name = model if results.find(model, task, "kl") or results.find(model, task, "loss") else "student"
+    if results.find(name, task, "perplexity"):
+        return _general(results, name, task)
     kl, loss = results.find(name, task, "kl"), results.find(name, task, "loss")
     teacher = results.find("teacher", task, "loss")
     before = results.find("before", task, "kl")
@@ -139,6 +142,39 @@ def _likelihood(results: Results, model: str, task: str) -> str | None:
         )
     parts += filter(None, [_nearer(results, task)])
     return " ".join(parts) or None
+
+
+def nearer(results: Results, task: str) -> list[tuple[ResultRow, ResultRow | None]]:
+    """Model against model on texts or lessons that both predicted: the differences of their losses and of their KLs."""
+    return [
+        (row, results.difference(task, row.model, row.versus, "difference:kl"))
+        for row in results.rows
+        if row.task == task and row.metric == "difference:loss" and row.versus is not None
+    ]
+
+
+def _general(results: Results, model: str, task: str) -> str | None:
+    """What training cost outside the task, by texts that have nothing to do with it."""
+    own, teacher, before = (results.find(name, task, "perplexity") for name in (model, "teacher", "before"))
+    if own is None:
+        return None
+    others = [
+        f"{whose} {nats(row.value)}"
+        for whose, row in (("the teacher’s", teacher), ("the student’s before training", before))
+        if row
+    ]
+    beside = f", where {' and '.join(others)}" if others else ""
+    return f"On {task} its perplexity is {nats(own.value)}{beside}.{_forgotten(results, task)}"
+
+
+def _forgotten(results: Results, task: str) -> str:
+    row = results.difference(task, "student", "before", "difference:loss")
+    if row is None or row.p is None:
+        return ""
+    evidence = f"{change(row.value)} nats a token; {chance(row.p)}"
+    if row.p >= SURE:
+        return f" Whether training cost general ability is too close to tell ({evidence})."
+    return f" Training {'cost' if row.value > 0 else 'did not cost'} general ability ({evidence})."
 
 
 def _nearer(results: Results, task: str) -> str | None:
@@ -238,10 +274,7 @@ def inherited(results: Results, model: str, task: str) -> str | None:
     own, change = (results.find(model, task, key) for key in ("overconfidence", "difference:overconfidence"))
     if own is None or change is None or change.low is None or change.high is None:
         return None
-    said = (
-        f"On {task} its confidence is {points(own.value)} off how often it is right, the teacher’s "
-        f"{points(own.value - change.value)}"
-    )
+    said = f"On {task} it is {_off(own.value)}, its teacher {_off(own.value - change.value)}"
     evidence = f"a difference of {points(change.value)}, {span_points(change)}"
     furthest = max(abs(change.low), abs(change.high))
     if furthest <= _ALIKE:
@@ -251,6 +284,11 @@ def inherited(results: Results, model: str, task: str) -> str | None:
         return f"{said} ({evidence}): {few}."
     side = "surer of itself" if change.value > 0 else "less sure of itself"
     return f"{said} ({evidence}): it is {side} than its teacher is, so that the teacher’s calibration was not inherited."
+
+
+def _off(overconfidence: float) -> str:
+    size = points(abs(overconfidence)).lstrip("+")
+    return f"{size} {'surer' if overconfidence >= 0 else 'less sure'} than it is right"
 
 
 def _instead(results: Results, model: str, task: str) -> Iterator[str]:

@@ -1,10 +1,11 @@
-"""The way to llama.cpp's server and back: a request's bytes out, an answer's bytes as they come."""
+"""The way to a model's server and back: a request's bytes out, an answer's bytes as they come."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -18,28 +19,51 @@ from stillroom.serving.answers import ApiError
 Result = TypeVar("Result")
 
 
-def backend_of(request: Request) -> str:
-    """The backend's address.
+@dataclass
+class Backend:
+    """A server that answers for one of the models."""
 
-    Raises:
-        ApiError: there is none at present.
-    """
-    url: str | None = request.app.state.backend_url
-    if url is None:
-        raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded; try again in a moment")
-    return url.rstrip("/")
+    url: str | None
+    """Base URL of an OpenAI-compatible server: of a local one what comes before /v1, of others /v1 or what they have in its
+    place. None while there is none."""
+    model: str | None = None
+    """The model's name there, where it is another one."""
+    key: str | None = field(default=None, repr=False)
+    """Its API key."""
+    local: bool = True
+    """Whether it is llama.cpp's server, which tells of its health and its counts."""
+
+    @property
+    def address(self) -> str:
+        """Its address, which it must have.
+
+        Raises:
+            ApiError: there is none at present.
+        """
+        if self.url is None:
+            raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded; try again in a moment")
+        return self.url.rstrip("/")
+
+    def at(self, path: str) -> str:
+        """The address of one of our paths there."""
+        return self.address + (path if self.local else path.removeprefix("/v1"))
 
 
-async def ask(request: Request, body: bytes) -> aiohttp.ClientResponse:
-    """The backend's answer, its body not yet read.
+async def ask(
+    session: aiohttp.ClientSession, backend: Backend, path: str, body: bytes
+) -> aiohttp.ClientResponse:
+    """The backend's answer, its body not yet read. The request goes on as it came, but for another model's name.
 
     Raises:
         ApiError: it cannot be reached.
     """
-    session: aiohttp.ClientSession = request.app.state.session
     headers = {"content-type": "application/json", "accept-encoding": "identity"}
+    if backend.key is not None:
+        headers["authorization"] = f"Bearer {backend.key}"
+    if backend.model is not None:
+        body = json.dumps({**json.loads(body), "model": backend.model}).encode()
     try:
-        return await session.post(backend_of(request) + request.url.path, data=body, headers=headers)
+        return await session.post(backend.at(path), data=body, headers=headers)
     except (aiohttp.ClientError, OSError) as error:
         raise unreachable(error) from error
 

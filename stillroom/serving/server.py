@@ -10,8 +10,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +22,8 @@ from stillroom.contracts.errors import Fault, ModelError, RunError, UserError
 from stillroom.contracts.runfolder import Run
 from stillroom.models.llama_cpp_server import LlamaServer
 from stillroom.serving.app import create_app
+from stillroom.serving.comparing import Comparison
+from stillroom.serving.relay import Backend
 
 _LOOK_SECONDS = 0.2
 _GRACE_SECONDS = 8
@@ -66,7 +68,9 @@ def serve(
     context: int | None = None,
     parallel: int = 4,
     threads: int | None = None,
-    api_key: str | None = None,
+    most_tokens: int | None = None,
+    most_requests: int = 1024,
+    api_keys: Sequence[str] = (),
     name: str | None = None,
     announce: Callable[[str], None],
 ) -> None:
@@ -81,7 +85,9 @@ def serve(
         context: most tokens of one conversation; default the run's `export.context`, or 4096 for a file.
         parallel: conversations answered at once; more wait.
         threads: CPU threads; default what llama.cpp finds best.
-        api_key: where given, clients must send it as a bearer token.
+        most_tokens: that an answer may have; requests for more are refused. Default: all that fit the context.
+        most_requests: under way at once, those that wait included; more are refused (429).
+        api_keys: where given, clients must send one of them as a bearer token.
         name: the model's name for clients; default the run's or the file's.
         announce: receives each line that the reader should see.
 
@@ -94,25 +100,79 @@ def serve(
         recipe = Run.open(path).recipe
         name, context = name or recipe.name, context or recipe.export.context
     name = name or file.stem
-    app = create_app(None, models=[name], api_key=api_key)
+    serve_models(
+        {name: file},
+        host=host,
+        port=port,
+        context=context or 4096,
+        parallel=parallel,
+        threads=threads,
+        most_tokens=most_tokens,
+        most_requests=most_requests,
+        api_keys=api_keys,
+        announce=announce,
+        comparison=Comparison(name),
+    )
 
-    def start() -> LlamaServer:
-        return LlamaServer(file, n_ctx=context or 4096, parallel=parallel, threads=threads, alias=name)
 
+def serve_models(
+    models: Mapping[str, Path | Backend],
+    *,
+    host: str,
+    port: int,
+    context: int,
+    parallel: int,
+    threads: int | None = None,
+    most_tokens: int | None = None,
+    most_requests: int = 1024,
+    api_keys: Sequence[str] = (),
+    comparison: Comparison | None = None,
+    announce: Callable[[str], None],
+) -> None:
+    """Serve several models until SIGINT or SIGTERM: files by a llama.cpp server each, others where they are.
+
+    Args:
+        models: .gguf files, or servers elsewhere, by the names that clients may ask for.
+        comparison: what /compare is about; None: there is no such page.
+
+    The other arguments and what is raised are those of `serve`.
+    """
+    backends = {
+        name: found if isinstance(found, Backend) else Backend(None) for name, found in models.items()
+    }
+    app = create_app(
+        backends,
+        api_keys=api_keys,
+        most_requests=most_requests,
+        most_tokens=most_tokens,
+        comparison=comparison,
+    )
+
+    def starter(name: str, file: Path) -> Callable[[], LlamaServer]:
+        return lambda: LlamaServer(
+            file, n_ctx=context, parallel=parallel, threads=threads, alias=name, most_tokens=most_tokens
+        )
+
+    files = {name: found for name, found in models.items() if isinstance(found, Path)}
+    children = [_Child(starter(name, file), backends[name], announce) for name, file in files.items()]
     try:
         with (
             _listening(host, port) as listener,
             _signals_interrupt(),
-            closing(_Child(start, app, announce)) as child,
+            ExitStack() as stack,
             _answering(app, listener) as alive,
         ):
-            announce(f"loading {file}")
+            for child in children:
+                stack.callback(child.close)
             try:
-                child.start()
-                for line in _welcome(host, listener.getsockname()[1], name, api_key is not None):
+                for child, file in zip(children, files.values(), strict=True):
+                    announce(f"loading {file}")
+                    child.start()
+                for line in _welcome(host, listener.getsockname()[1], list(models), bool(api_keys)):
                     announce(line)
                 while alive():
-                    child.look()
+                    for child in children:
+                        child.look()
                     time.sleep(_LOOK_SECONDS)
                 raise Fault("the HTTP server ended by itself", do="report what it wrote above")
             except KeyboardInterrupt:
@@ -126,22 +186,22 @@ class _Child:
     """llama.cpp's server, started again when it dies."""
 
     def __init__(
-        self, start: Callable[[], LlamaServer], app: Starlette, announce: Callable[[str], None]
+        self, start: Callable[[], LlamaServer], backend: Backend, announce: Callable[[str], None]
     ) -> None:
-        self._start, self._app, self._announce = start, app, announce
+        self._start, self._backend, self._announce = start, backend, announce
         self._server: LlamaServer | None = None
         self._since = self._pause = 0.0
 
     def start(self) -> None:
         self._server = self._start()
         self._since = time.monotonic()
-        self._app.state.backend_url = self._server.url
+        self._backend.url = self._server.url
 
     def look(self) -> None:
         """Start it again if it has died."""
         if self._server is None or self._server.running:
             return
-        self._app.state.backend_url = None
+        self._backend.url = None
         self._server.close()
         steady = time.monotonic() - self._since > _STEADY_SECONDS
         self._pause = 0.0 if steady else min(2 * self._pause + 1, _LONGEST_PAUSE)
@@ -221,15 +281,18 @@ def _answering(app: Starlette, listener: socket.socket) -> Iterator[Callable[[],
             thread.join()
 
 
-def _welcome(host: str, port: int, name: str, keyed: bool) -> Iterator[str]:
-    """What to say once the model answers."""
+def _welcome(host: str, port: int, names: Sequence[str], keyed: bool) -> Iterator[str]:
+    """What to say once the models answer."""
     here = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(
         host, f"[{host}]" if ":" in host else host
     )
-    url = f"http://{here}:{port}/v1"
-    yield f"serving {name} at {url}"
+    address = f"http://{here}:{port}"
+    yield f"serving {', '.join(names)} at {address}/v1"
     if not keyed and here == "127.0.0.1" != host:
         yield "anyone who can reach this machine can use it: set an API key"
-    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False)
+    yield f"try it in a browser: {address}/compare"
+    body = json.dumps(
+        {"model": names[0], "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False
+    )
     key = ' -H "Authorization: Bearer $API_KEY"' if keyed else ""
-    yield f'curl {url}/chat/completions -H "Content-Type: application/json"{key} -d {shlex.quote(body)}'
+    yield f'curl {address}/v1/chat/completions -H "Content-Type: application/json"{key} -d {shlex.quote(body)}'

@@ -28,7 +28,9 @@ Score = Literal[
 ]
 
 
-ProbeName = Literal["facts", "outside", "rephrased", "format", "rare", "abstention", "refusals", "quantised"]
+ProbeName = Literal[
+    "facts", "chains", "outside", "rephrased", "format", "rare", "abstention", "refusals", "quantised"
+]
 
 
 class Task(Section):
@@ -125,6 +127,16 @@ class Task(Section):
         return "held-out lessons" if self.score == "likelihood" else "held-out questions"
 
 
+class Chains(Section):
+    """Questions of the run's own kind that take more steps than the lessons do, for the probe `chains`."""
+
+    file: str = Field(
+        description="JSONL as a task's file is, judged as the first task with written answers; every line also has "
+        "`steps`, how many its question takes."
+    )
+    trained: int = Field(ge=1, description="The most steps that a question of the lessons takes.")
+
+
 class Evaluate(Section):
     """How the models are measured."""
 
@@ -140,10 +152,23 @@ class Evaluate(Section):
     probes: list[ProbeName] | Literal["all"] = Field(
         [],
         description="What is lost beyond right and wrong, found out with questions made from the first task with written "
-        "answers, and from the lessons: `all`, or some of `facts` (facts in a question against recall), `outside` "
-        "(questions outside the task), `rephrased`, `format` (answers in the task's form), `rare` (answers rare among the "
-        "lessons), `abstention`, `refusals`, `quantised` (what quantising costs baselines). See docs/evaluation.md.",
+        "answers, and from the lessons: `all`, or some of `facts` (facts in a question against recall), `chains` (steps "
+        "that can be followed), `outside` (questions outside the task), `rephrased`, `format` (answers in the task's form), "
+        "`rare` (answers rare among the lessons), `abstention`, `refusals`, `quantised` (what quantising costs baselines). "
+        "See docs/evaluation.md.",
     )
+
+    chains: Chains | None = Field(
+        None,
+        description="A file of longer questions for the probe `chains`. Empty: it asks made-up ones, which have nothing "
+        "to do with the lessons.",
+    )
+
+    @property
+    def files(self) -> list[str]:
+        """Every file of questions or texts that the models are measured on."""
+        chained = [self.chains.file] if self.chains else []
+        return [task.file for task in self.tasks if task.file] + chained
 
     @property
     def wanted_probes(self) -> list[ProbeName]:
@@ -156,6 +181,10 @@ class Evaluate(Section):
             raise ValueError(
                 "evaluate.probes are made from a task with right answers that is answered once, in writing: name one, or "
                 "leave probes out"
+            )
+        if self.chains and "chains" not in self.wanted_probes:
+            raise ValueError(
+                "evaluate.chains is read by the probe of this name: add `chains` to evaluate.probes"
             )
         return self
 
