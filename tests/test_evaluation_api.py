@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from threading import Thread
 
 import pytest
-from misbehaving import misbehaving, paid
+from misbehaving import misbehaving, paid, problems
 from test_capture_vllm import Vllm
 from test_evaluation_scores import run_of
 from tiny_llama import write_jsonl
+from typer.testing import CliRunner
 
+from stillroom.cli import app
 from stillroom.contracts.errors import ModelError, TeacherError
 from stillroom.contracts.recipe import Task
 from stillroom.evaluation import EvaluationTask, Item, ModelSpec, Settings
@@ -76,6 +80,22 @@ def test_a_server_that_reads_given_texts_gives_the_figures_of_the_model_itself(
     a, b = theirs.likelihoods["texts"], own.likelihoods["texts"]
     assert (a.tokens, a.bytes, a.kl) == (b.tokens, b.bytes, None)
     assert a.loss == pytest.approx(b.loss, rel=1e-4)
+
+
+def test_a_model_behind_an_api_is_measured_by_one_command(tmp_path: Path) -> None:
+    """The server knows the right answer to all questions but the last."""
+    asked = [*islice(problems(), 4), ("Which is it?", "#### 3")]
+    path = write_jsonl(tmp_path / "gsm8k.jsonl", [{"question": q, "answer": a} for q, a in asked])
+    command = ["eval", "org/large", "--file", str(path), "--score", "number"]
+    with misbehaving(tmp_path / "paid.jsonl", faults=0) as url:
+        told = CliRunner().invoke(app, [*command, "--api", url])
+        assert told.exit_code == 0, told.output
+        assert re.search(r"^exact +0\.8000 ", told.output, re.M)
+        text = str(write_jsonl(tmp_path / "texts.jsonl", [{"text": "So it is."}]))
+        reading = ["eval", "org/large", "--file", text, "--score", "perplexity", "--api", url]
+        refused = CliRunner().invoke(app, reading)
+    assert isinstance(refused.exception, TeacherError)
+    assert "its tokenizer is not known" in refused.exception.what
 
 
 def test_a_server_that_does_not_is_refused_before_anything_is_asked(

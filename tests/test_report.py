@@ -41,7 +41,7 @@ from stillroom.report.lost import _COLUMNS
 from stillroom.report.page import write_report
 from stillroom.report.plots import reliability_plots
 from stillroom.report.rows import Results, change, data_size, model_name, nats, percent
-from stillroom.report.sections import _PARITY
+from stillroom.report.sections import _PARITY, STEPS
 from stillroom.report.verdict import title, verdict
 from stillroom.report.versus import write_comparison
 
@@ -236,7 +236,12 @@ def test_the_documentation_explains_every_number_of_the_page(tmp_path: Path) -> 
     assert not [column for column in columns if column not in said and not column.startswith("Against ")]
     metrics = {re.sub(r":.*", "", row.metric) for row in [*rows(), *likelihood()]}
     assert not [metric for metric in metrics if f"`{metric}" not in said]
-    labels = {*_PARITY.values(), *_COLUMNS.values(), *(card.label for card in headline(rows()))}
+    labels = {
+        *_PARITY.values(),
+        *_COLUMNS.values(),
+        *STEPS.values(),
+        *(card.label for card in headline(rows())),
+    }
     assert not [label for label in labels if label not in said]
 
 
