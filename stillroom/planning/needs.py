@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from stillroom.contracts.memory import CARD_RESERVE
 from stillroom.contracts.recipe import Lora, Recipe
 from stillroom.contracts.runfolder import Run
 from stillroom.planning.capturing import ANSWER_TOKENS, QUESTION_TOKENS
@@ -14,8 +15,6 @@ from stillroom.planning.machine import gpu_bytes, memory_bytes, quick_at_bfloat1
 from stillroom.planning.memory import TrainingMemory, recipe_memory
 from stillroom.planning.sums import Shape
 
-_BESIDE = 512 << 20
-"""Bytes that a card's driver and the programs on it take besides what is planned."""
 _KEPT_CHECKPOINTS = 2
 
 
@@ -32,7 +31,7 @@ def room_of(vram: int | None) -> Room:
     """A card of so many bytes; None: this machine's largest card, or its memory where it has none."""
     card = vram if vram is not None else gpu_bytes()
     if card:
-        return Room(card - _BESIDE, True, f"a card of {size(card)}")
+        return Room(card - CARD_RESERVE, True, f"a card of {size(card)}")
     return Room(memory_bytes(), False, f"this machine's {size(memory_bytes())}")
 
 
