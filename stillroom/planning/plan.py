@@ -10,6 +10,7 @@ from stillroom.contracts.recipe import Recipe
 from stillroom.contracts.runfolder import Run
 from stillroom.planning.capturing import ANSWER_TOKENS, QUESTION_TOKENS, Capture, capture_sums, hidden_bytes
 from stillroom.planning.cautions import caution_lines
+from stillroom.planning.expecting import expectation_lines
 from stillroom.planning.machine import cores, memory_bytes, size
 from stillroom.planning.needs import disk_lines, file_lines, lesson_length, memory_lines
 from stillroom.planning.pace import TIMED, expected, work_of
@@ -72,6 +73,8 @@ def plan_lines(run: Run, asked: Asked, *, vram: int | None = None) -> Iterator[s
     if rounds := recipe.distil.rounds:
         spared = "" if recipe.distil.teacher != "book" else ", each scored by the teacher"
         yield f"rounds         {rounds.count} of up to {rounds.questions} answers by the student{spared}"
+    if student and recipe.distil.loss.soft:
+        yield from expectation_lines(run, student, asked.answers, length)
     yield from _time_lines(run, asked)
     yield from file_lines(recipe, student, vram)
     yield from disk_lines(run, student, book)
