@@ -14,7 +14,9 @@ from stillroom.contracts.errors import RecipeError, StillroomError
 from stillroom.contracts.loading import build_recipe, load_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.runfolder import Run
+from stillroom.lessons.expand.forecast import forecast
 from stillroom.pipeline import outlook, run_pipeline
+from stillroom.planning.plan import Asked, plan_lines
 from stillroom.routing import Attempt
 from stillroom.serving import Cascade
 
@@ -168,6 +170,17 @@ def test_recipes_that_cannot_work_are_refused(job: Path, change: dict, said: str
     with pytest.raises(RecipeError) as caught:
         build_recipe(tree | change, "test")
     assert said in str(caught.value)
+
+
+def test_the_plan_counts_what_is_set_apart_and_misses_a_file(run: Run, job: Path) -> None:
+    found = forecast(run)
+    assert found.apart == 90
+    assert found.questions == len(QUESTIONS) + len(LABELLED) - 90
+    tree = yaml.safe_load((job / "recipe.yaml").read_text()) | {
+        "route": {"score": "exact", "file": "no.jsonl"}
+    }
+    lines = plan_lines(Run(job / "none", build_recipe(tree, "test"), job), Asked(100, None, []))
+    assert any("no.jsonl" in line for line in lines if "missing" in line)
 
 
 def test_a_cap_on_money_needs_a_price(run: Run) -> None:

@@ -250,6 +250,17 @@ def test_a_promise_holds_in_the_world_that_it_was_made_in() -> None:
     assert broken <= 6  # 0.05 * 40 and three standard deviations
 
 
+def test_what_was_learned_by_heart_is_not_promised() -> None:
+    """Answers that nothing tells apart, a few more worse than allowed: every promise would be broken. A proof on the half that
+    was learned from would find one far too often."""
+    rng, promised = np.random.default_rng(17), 0
+    for seed in range(60):
+        attempts, _ = answers(240, seed=seed)
+        cascade = Cascade.fit(attempts, rng.random(240) < 0.25, policy=Policy(max_error=0.2), seed=seed)
+        promised += cascade.promise.held
+    assert promised <= 8  # 0.05 * 60 and three standard deviations
+
+
 @pytest.mark.parametrize(
     "curve", ["falls evenly", "a hair over the bound, everywhere", "misleading at the top"]
 )
