@@ -251,8 +251,8 @@ def test_a_promise_holds_in_the_world_that_it_was_made_in() -> None:
 
 
 def test_what_was_learned_by_heart_is_not_promised() -> None:
-    """Answers that nothing tells apart, a few more worse than allowed: every promise would be broken. A proof on the half that
-    was learned from would find one far too often."""
+    """Answers that nothing tells apart, a few more worse than allowed: every promise would be broken. A proof on the half
+    that was learned from would find one far too often."""
     rng, promised = np.random.default_rng(17), 0
     for seed in range(60):
         attempts, _ = answers(240, seed=seed)
