@@ -205,7 +205,7 @@ def test_feasibility_comes_first_and_too_few_questions_are_told() -> None:
     promise = Cascade.fit(attempts, worse).promise
     assert not promise.held
     assert "59 kept answers" in promise.sentences[1]
-    assert "sends 20 % of the questions on" in feasibility(0.24, 0.05)
+    assert "sends 20% of the questions on" in feasibility(0.24, 0.05)
     none = Cascade.fit(attempts, worse).decide(attempts[0])
     assert not none.keep
 
