@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ from stillroom.contracts.errors import RecipeError, StillroomError
 from stillroom.contracts.loading import build_recipe, load_recipe
 from stillroom.contracts.progress import Progress
 from stillroom.contracts.runfolder import Run
+from stillroom.lessons.expand.forecast import forecast
 from stillroom.pipeline import outlook, run_pipeline
+from stillroom.planning.plan import Asked, plan_lines
 from stillroom.routing import Attempt
 from stillroom.serving import Cascade
+from stillroom.stages import route
+from stillroom.stages.context import StageContext
 
 QUESTIONS = [{"prompt": f"the red a costs {n} pounds, the b {n + 3}"} for n in range(150)]
 LABELLED = [{"prompt": f"the blue b costs {n}", "reference": f"{n} pounds"} for n in range(50)]
@@ -168,6 +173,34 @@ def test_recipes_that_cannot_work_are_refused(job: Path, change: dict, said: str
     with pytest.raises(RecipeError) as caught:
         build_recipe(tree | change, "test")
     assert said in str(caught.value)
+
+
+def test_the_plan_counts_what_is_set_apart_and_misses_a_file(run: Run, job: Path) -> None:
+    found = forecast(run)
+    assert found.apart == 90
+    assert found.questions == len(QUESTIONS) + len(LABELLED) - 90
+    tree = yaml.safe_load((job / "recipe.yaml").read_text()) | {
+        "route": {"score": "exact", "file": "no.jsonl"}
+    }
+    lines = plan_lines(Run(job / "none", build_recipe(tree, "test"), job), Asked(100, None, []))
+    assert any("no.jsonl" in line for line in lines if "missing" in line)
+
+
+def test_questions_of_a_file_and_the_question_alone(run: Run, job: Path, tmp_path: Path) -> None:
+    tree = run.recipe.model_dump(mode="json", exclude_unset=True)
+    tree["route"] = {
+        "file": "labelled.jsonl",
+        "score": "exact",
+        "decide_on": "question",
+        "escalate_to": {"model": "teacher"},
+    }
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    counts = route.run(StageContext(Run(copy, build_recipe(tree, "test"), job), "route"))
+    assert counts["questions"] == counts["with a right answer"] == len(LABELLED)
+    cascade = Cascade.load(copy / "route/cascade.json")
+    assert set(cascade.scorer.features) <= {"question's length", "nearest lesson", "near lessons"}
+    assert cascade.decide(Attempt(LABELLED[0]["prompt"])).why
 
 
 def test_a_cap_on_money_needs_a_price(run: Run) -> None:

@@ -18,7 +18,8 @@ def parts(run: Run) -> list[Run]:
     found: list[Run] = []
     teacher = run.recipe.teacher
     for link in run.recipe.chain:
-        changes = {"name": f"{run.recipe.name}-{link.name}", "student": link.student, "chain": []}
+        changes = {"name": f"{run.recipe.name}-{link.name}", "student": link.student}
+        changes |= {"chain": [], "route": None}  # only the last student is handed over
         own = {"teach": link.teach or run.recipe.teach, "distil": link.distil or run.recipe.distil}
         recipe = run.recipe.model_copy(update=changes | own | {"teacher": teacher})
         part = Run(run.path / "chain" / link.name, _checked(recipe), run.base)

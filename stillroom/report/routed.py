@@ -48,10 +48,10 @@ def _facts(results: Results, model: str) -> list[Fact]:
         found.append(Fact("questions that go to the teacher", percent(row.value)))
     if row := results.find(model, _TASK, "apgr"):
         found.append(
-            Fact("of the way from student to teacher, on average over all shares", percent(row.value))
+            Fact("of the gap to the teacher closed, mean over all shares sent on", percent(row.value))
         )
     found += [
-        Fact(f"sent on for {percent(row.at or 0, 0)} of that way", percent(row.value))
+        Fact(f"sent on to close {percent(row.at or 0, 0)} of the gap", percent(row.value))
         for row in results.all(model, _TASK, "cpt")
     ]
     return found

@@ -79,4 +79,4 @@ def too_few(asked: int, max_error: float, confidence: float) -> str | None:
 def _percent(share: float) -> str:
     """5.0 as 5, and a digit after the point where there is one to be seen."""
     percent = 100 * share
-    return f"{percent:.1f}".removesuffix(".0") + " %" if percent >= 0.1 or not percent else f"{percent:.1g} %"
+    return f"{percent:.1f}".removesuffix(".0") + "%" if percent >= 0.1 or not percent else f"{percent:.1g}%"

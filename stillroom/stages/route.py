@@ -26,7 +26,7 @@ from stillroom.evaluation.tasks import Item, has_form, item_line, question_item
 from stillroom.lessons.prompts.questions import user_text
 from stillroom.lessons.prompts.sources import read_questions
 from stillroom.models.endpoint import base_url
-from stillroom.models.teachers import price_of
+from stillroom.models.teachers import Price, price_of
 from stillroom.routing import Attempt, Cascade, Policy, curve_rows, escalation_curve, halves
 from stillroom.stages.context import StageContext
 from stillroom.stages.specs import gguf_spec, identity, teacher_spec
@@ -49,6 +49,7 @@ def run(context: StageContext) -> dict[str, Any]:
     score = spec.score or recipe.written_score
     assert score is not None
     other = recipe.teacher if spec.escalate_to == "teacher" else spec.escalate_to
+    price = _price(context, spec, other)  # before anybody is paid
     items = _questions(context, spec, score)
     handed_over = gguf_spec(context, recipe.handed_over or "F16")
     own = _replies(context, handed_over, items)
@@ -58,7 +59,7 @@ def run(context: StageContext) -> dict[str, Any]:
     cascade = Cascade.fit(
         attempts,
         teacher & ~student,
-        policy=_policy(context, spec, other, theirs),
+        policy=_policy(spec, price, theirs),
         lessons=_taught(context),
         seed=recipe.seed,
     )
@@ -152,19 +153,26 @@ def _attempt(item: Item, reply: Reply, score: Score, decide_on: str) -> Attempt:
     )
 
 
-def _policy(context: StageContext, spec: Route, other: Teacher, theirs: list[Reply]) -> Policy:
+def _price(context: StageContext, spec: Route, other: Teacher) -> Price | None:
+    """What the other model costs, where a cap on money needs to know it."""
+    if spec.max_cost is None:
+        return None
+    own = context.run.locate(other.prices) if other.prices else None
+    price = price_of(other.model, base_url(other.api) if other.api else None, own)
+    if price is None:
+        raise RecipeError(
+            "what the other model costs is not known, so no limit can be kept",
+            got=f"route.max_cost: {spec.max_cost:g}",
+            expected="a price for it",
+            do="name a file with its prices in its `prices`, or set route.max_share instead",
+        )
+    return price
+
+
+def _policy(spec: Route, price: Price | None, theirs: list[Reply]) -> Policy:
     """The recipe's wishes; an escalation costs what the other model's answers to these questions did on average."""
     dollars = None
-    if spec.max_cost is not None:
-        own = context.run.locate(other.prices) if other.prices else None
-        price = price_of(other.model, base_url(other.api) if other.api else None, own)
-        if price is None:
-            raise RecipeError(
-                "what the other model costs is not known, so no limit can be kept",
-                got=f"route.max_cost: {spec.max_cost:g}",
-                expected="a price for it",
-                do="name a file with its prices in its `prices`, or set route.max_share instead",
-            )
+    if price is not None:
         spent = [price.cost(reply.prompt_tokens, reply.completion_tokens) for reply in theirs]
         dollars = sum(spent) / len(spent)
     return Policy(spec.max_error, spec.confidence, spec.max_share, spec.max_cost, dollars)

@@ -42,6 +42,8 @@ class Forecast:
     """Questions beside these that stand in an evaluation file and so are not asked."""
     invented: int = 0
     """Questions that the teacher is to invent, at most."""
+    apart: int = 0
+    """Questions beside these that are set apart for the cascade, about."""
     uncounted: list[str] = field(default_factory=list)
     """Data sets of a hub, which are not read before the run."""
     tokens: int = 0
@@ -82,6 +84,14 @@ class Forecast:
         self.invented = count - self.given
         return self
 
+    def without(self, share: float) -> Forecast:
+        """The forecast where about this share of the questions is set apart; inventions are paid for all the same."""
+        self.apart = round(self.questions * share)
+        self.tokens = round(self.tokens * (1 - share))
+        self.given, self.logged = round(self.given * (1 - share)), round(self.logged * (1 - share))
+        self.invented = round(self.invented * (1 - share))
+        return self
+
 
 def forecast(run: Run) -> Forecast:
     """Read the recipe's sources, one question at a time, and count.
@@ -108,7 +118,7 @@ def forecast(run: Run) -> Forecast:
                     _count(found, question, recipe)
         if source.expand:
             _expand(found, source, source.expand, tokens // read if read else _TYPICAL, run)
-    return found.scaled(recipe.mix.count)
+    return found.scaled(recipe.mix.count).without(recipe.splits.calibrate)
 
 
 def _held_out(run: Run) -> KeyTable:
@@ -167,6 +177,8 @@ def forecast_lines(found: Forecast, run: Run) -> Iterator[tuple[str, str]]:
         yield "  left out", f"{found.held_out:,} that stand in an evaluation file"
     if found.logged:
         yield "  of these", f"{found.logged:,} answered in logs, which nobody is asked again"
+    if found.apart:
+        yield "  set apart", f"about {found.apart:,} for the cascade, which student and teacher answer once"
     for name in found.uncounted:
         yield "  not counted", f"{name}: a hub's data set is read when the run starts"
     if found.totals.answers:
