@@ -15,9 +15,20 @@ import pytest
 from aiohttp import web
 from test_serving import StandIn, client, curl, metric, running_backend, running_front, wait_until
 
+from stillroom.cli.runs import _with_traffic
+from stillroom.contracts.errors import UserError
+from stillroom.contracts.loading import build_recipe
+from stillroom.contracts.runfolder import Run
+from stillroom.lessons.prompts.sources import read_questions
 from stillroom.routing import Attempt, Cascade, Policy
 from stillroom.serving import Backend, Cascading, Escalations, create_app
 
+RECIPE = {
+    "name": "x",
+    "teacher": {"model": "embedded:tickets-teacher"},
+    "student": {"model": "embedded:tickets-teacher"},
+    "prompts": [{"file": "q.jsonl"}],
+}
 SURE, UNSURE = math.log(0.999), math.log(0.3)
 
 
@@ -158,6 +169,7 @@ def test_the_student_answers_what_it_is_sure_of_and_the_frontier_the_rest(
     assert hard.parse().stillroom["score"] < found.stillroom["score"]
     assert metric(address, 'stillroom_cascade_answers_total{by="student",model="small"}') == 1
     assert metric(address, 'stillroom_cascade_answers_total{by="frontier",model="small"}') == 1
+    assert len(client(address).models.list().data) == 2
 
 
 def test_asked_for_log_probabilities_are_passed_on(address: str) -> None:
@@ -241,6 +253,26 @@ def test_what_was_sent_on_is_a_log_that_prompts_can_read(cascading: Cascading, a
     answered, streamed = lines
     assert answered["response"]["choices"][0]["message"]["content"] == "the frontier knows"
     assert "response" not in streamed
+
+
+def test_a_run_takes_its_traffic_in_once(cascading: Cascading, address: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs" / "x", build_recipe(RECIPE), tmp_path)
+    run.save_recipe()
+    with pytest.raises(UserError, match="no traffic was kept"):
+        _with_traffic(run)
+    cascading.escalations.keep = run.folder("route") / "escalated.jsonl"
+    ask(address, "a hard one")
+    list(ask(address, "another hard one", stream=True).parse())
+    again = Run.open(run.path, [_with_traffic(run)])
+    again.save_recipe()
+    third = Run.open(run.path, [_with_traffic(again)])
+    assert [source.file for source in third.recipe.prompts] == ["q.jsonl", str(cascading.escalations.keep)]
+    source = third.recipe.prompts[1]
+    found = list(read_questions(source, third.locate(source.file)))
+    assert [question.messages[-1]["content"] for question in found] == ["a hard one", "another hard one"]
+    assert found[0].answer is not None
+    assert found[0].answer["content"] == "the frontier knows", "which is not asked for again"
+    assert found[1].answer is None
 
 
 def test_on_the_question_alone_whoever_answers_streams_at_once(

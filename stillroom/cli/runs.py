@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -77,6 +78,13 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run and why, then stop.")
     ] = False,
+    from_traffic: Annotated[
+        bool,
+        typer.Option(
+            "--from-traffic",
+            help="Learn as well from what `stillroom serve --keep-escalated` has sent on, route/escalated.jsonl.",
+        ),
+    ] = False,
 ) -> None:
     """Go the whole way: prompts, teach, filter, distil, quantise, evaluate, export, report.
 
@@ -88,6 +96,8 @@ def run(
     from stillroom.ranks import together
 
     found = _run_of(recipe, sets, runs)
+    if from_traffic:
+        found = _run_of(recipe, [*(sets or ()), _with_traffic(found)], runs)
     names = [stage.name for stage in STAGES if stage.wanted(found.recipe)]
     if until is not None and until not in names:
         raise UserError(f"there is no stage {until}", expected=", ".join(names))
@@ -108,6 +118,20 @@ def run(
             run_pipeline(found, open_progress(), until=until)
     if until is None:
         show_results(found)
+
+
+def _with_traffic(run: Run) -> str:
+    """The override by which a run's prompts have what its cascade sent on among them, once."""
+    log = (run.folder("route") / "escalated.jsonl").resolve()
+    if not log.is_file():
+        raise UserError(
+            "no traffic was kept",
+            got=f"nothing at {log}",
+            do=f"serve the cascade with it kept: stillroom serve {run.path} --keep-escalated",
+        )
+    sources = [source.model_dump(mode="json", exclude_unset=True) for source in run.recipe.prompts]
+    others = [source for source in sources if source["file"] != str(log)]
+    return f"prompts={json.dumps([*others, {'file': str(log)}], ensure_ascii=False)}"
 
 
 @verbs.command(epilog="Example: stillroom status runs/tickets")

@@ -113,11 +113,11 @@ class Measured:
 async def metrics(request: Request) -> Response:
     """GET /metrics, in Prometheus' text format; of a llama.cpp server that does not answer nothing is said."""
     state = request.app.state
-    found = {
-        name: await _of_llama_cpp(state.session, backend)
-        for name, backend in state.backends.items()
-        if backend.local
+    # A student that has a second name of its own is one server all the same.
+    local = {
+        id(backend): (name, backend) for name, backend in reversed(state.backends.items()) if backend.local
     }
+    found = {name: await _of_llama_cpp(state.session, backend) for name, backend in local.values()}
     return Response(generate_latest(state.meters.registry) + _labelled(found).encode(), media_type=_TEXT)
 
 
