@@ -177,7 +177,8 @@ def _column(row: ResultRow) -> str:
     if row.metric in _OVER:
         return f"{row.at:.0f}"
     if row.metric == "lost_less":
-        return f"Against {model_name(row.versus or '')}"
+        kind = row.model.removeprefix("student")  # -Q4_K_M: both files are of one
+        return f"Against {model_name((row.versus or '').removesuffix(kind))}"
     return _COLUMNS.get(row.metric, row.metric)
 
 
