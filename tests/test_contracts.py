@@ -86,7 +86,7 @@ def test_an_unknown_key_is_named_with_the_right_one(wrong: dict[str, Any], key: 
 def test_an_unknown_key_that_resembles_none_lists_those_that_exist() -> None:
     with pytest.raises(RecipeError) as caught:
         build_recipe(tree(splits={"zzzzzz": 1}))
-    assert caught.value.do == "known keys here: tune"
+    assert caught.value.do == "known keys here: calibrate, tune"
 
 
 def test_a_missing_key_is_named() -> None:

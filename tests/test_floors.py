@@ -15,6 +15,7 @@ FLOORS = {
     **dict.fromkeys(["contracts", "__init__"], 0),
     **dict.fromkeys(["losses", "checks", "quants", "stats", "ranks"], 1),
     "signals": 2,
+    "routing": 2,
     "models": 3,
     **dict.fromkeys(
         ["lessons", "training", "gguf", "onnx", "evaluation", "serving", "planning", "report"],
@@ -24,7 +25,7 @@ FLOORS = {
     **dict.fromkeys(["cli", "pipeline", "display", "__main__"], 6),
 }
 TOP = 6
-SHARED = ("context", "rows")
+SHARED = ("context", "rows", "specs")
 """What is no stage among the stages."""
 ALLOWED_OUTSIDE = {"contracts": {"pydantic", "yaml"}}
 

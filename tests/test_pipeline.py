@@ -21,7 +21,7 @@ from stillroom.contracts.progress import Progress
 from stillroom.contracts.runfolder import Run
 from stillroom.pipeline import STAGES, check, outlook, run_pipeline
 
-USUAL = [stage for stage in STAGES if stage.name != "align"]
+USUAL = [stage for stage in STAGES if stage.name not in ("align", "route")]
 """The stages of a recipe that asks for nothing more."""
 QUESTIONS = [{"messages": [{"role": "user", "content": f"the red a costs {n} pounds"}]} for n in range(40)]
 LABELLED = [{"prompt": f"the blue b costs {n}", "answer": f"{n} pounds"} for n in range(8)]

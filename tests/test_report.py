@@ -37,9 +37,11 @@ from stillroom.report.console import console_table, rows_table
 from stillroom.report.drawing import Series, line_plot, thin
 from stillroom.report.gallery import compare, gallery
 from stillroom.report.headline import headline
+from stillroom.report.lost import _COLUMNS
 from stillroom.report.page import write_report
 from stillroom.report.plots import reliability_plots
-from stillroom.report.rows import Results, change, data_size, nats, percent
+from stillroom.report.rows import Results, change, data_size, model_name, nats, percent
+from stillroom.report.sections import _PARITY, STEPS
 from stillroom.report.verdict import title, verdict
 from stillroom.report.versus import write_comparison
 
@@ -204,6 +206,57 @@ def test_the_verdict_says_whether_signals_brought_the_student_nearer() -> None:
     assert "0.031 against 0.071 nats a token, p < 0.001" in text
     unsure = " ".join(verdict(Results.of([*likelihood(), replace(change, p=0.3)])))
     assert "too close to tell" in unsure
+
+
+def test_what_is_called_clear_is_so_among_all_comparisons() -> None:
+    lost = ResultRow(
+        "student-Q4_K_M", "tickets", "difference", -0.02, -0.035, -0.005, 500, versus="student", p=0.01
+    )
+    nearer = ResultRow(
+        "student", "held-out lessons", "difference:kl", -0.04, n=100, versus="answers-only", p=0.02
+    )
+    others = [row for row in [*rows(), *likelihood()] if row.metric not in ("difference", "difference:kl")]
+    for left, words in ((0.02, "p = 0.010, among all comparisons p = 0.020), more than"), (0.2, "too close")):
+        said = verdict(Results.of([*others, replace(lost, p_holm=left), replace(nearer, p_holm=2 * left)]))
+        (file,) = (one for one in said if "uantising" in one)
+        (signals,) = (one for one in said if "learned from the signals" in one or "signals brought" in one)
+        assert words in file
+        assert ("too close" in file) == ("too close" in signals) == (left > 0.05)
+    alone = verdict(Results.of([*others, replace(lost, p_holm=0.01)]))
+    assert any("(95% interval −3.5 to −0.5 points; p = 0.010), more than" in one for one in alone)
+
+
+def test_the_documentation_explains_every_number_of_the_page(tmp_path: Path) -> None:
+    said = (Path(__file__).parents[1] / "docs/evaluation.md").read_text(encoding="utf-8").replace("'", "’")
+    html = write_report(finished_run(tmp_path)).read_text(encoding="utf-8")
+    heads = re.findall(r'<th scope="col">(.*?)</th>', html)
+    no_numbers = {model_name(model) for model in QUALITY} | {"Model", "Against", "Part", "Stage", "Finished"}
+    columns = {re.sub("<.*?>", "", head).strip() for head in heads} - no_numbers
+    assert len(columns) > 15
+    assert not [column for column in columns if column not in said and not column.startswith("Against ")]
+    metrics = {re.sub(r":.*", "", row.metric) for row in [*rows(), *likelihood()]}
+    assert not [metric for metric in metrics if f"`{metric}" not in said]
+    labels = {
+        *_PARITY.values(),
+        *_COLUMNS.values(),
+        *STEPS.values(),
+        *(card.label for card in headline(rows())),
+    }
+    assert not [label for label in labels if label not in said]
+
+
+def test_what_a_judge_prefers_is_said_with_its_test() -> None:
+    shares = [
+        ResultRow("student", "letters", metric, value, n=40, versus="teacher")
+        for metric, value in {"wins": 0.2, "ties": 0.3, "losses": 0.5}.items()
+    ]
+    worse = ResultRow("student", "letters", "preferred", -0.3, -0.5, -0.08, 40, versus="teacher", p=0.01)
+    said = " ".join(verdict(Results.of([*shares, worse])))
+    assert "On 40 questions of letters a judge prefers its answers to the teacher’s in 20.0%" in said
+    assert "the teacher’s in 50.0%, and neither in 30.0%" in said
+    assert "p = 0.010): the teacher’s are better, more than chance would explain" in said
+    unsure = " ".join(verdict(Results.of([*shares, replace(worse, p_holm=0.06)])))
+    assert "too close to tell which are better" in unsure
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from stillroom.contracts.errors import ServiceFault
 from stillroom.contracts.files import SyncedLines, read_lines
 from stillroom.contracts.records import Answerer, Reply, Request, Sampling, content_key, from_line
 from stillroom.evaluation.job import ModelSpec
-from stillroom.evaluation.results import Figures
+from stillroom.evaluation.results import Figures, ModelResult, Written
 from stillroom.evaluation.scoring import Verdict, judge
 from stillroom.evaluation.tasks import EvaluationTask, Item
 from stillroom.models.chat_completions import ChatReply, ChatRequest
@@ -31,8 +31,9 @@ def answer_tasks(
     advance: Advance,
     *,
     trusted: bool = False,
-) -> tuple[dict[str, list[Verdict]], Figures]:
-    """Verdicts by task, of those whose answers are written, and what writing took.
+) -> ModelResult:
+    """Verdicts by task, of those whose answers are written, or the answers where a judge is to look at them, and what
+    writing took.
 
     All tasks go through one stream, so that batches stay full; equal questions are asked once. An item's tools are declared
     to the model.
@@ -81,17 +82,62 @@ def answer_tasks(
     seconds = time.perf_counter() - started
     if spec.kind == "api":
         _refuse_failures(spec, replies)
-    verdicts = {
-        task.name: _judged(task, [[replies[key] for key in several] for several in keys[task.name]], trusted)
-        for task in tasks
-    }
+    given = {task.name: [[replies[key] for key in several] for several in keys[task.name]] for task in tasks}
     asked = len(questions) - len(kept)
-    return verdicts, Figures(
-        prompt_tokens=prompt_tokens, generated_tokens=generated, questions=asked, seconds=seconds
+    return ModelResult(
+        spec.name,
+        {task.name: _verdicts(task, given[task.name], trusted) for task in tasks if not task.judged},
+        figures=Figures(
+            prompt_tokens=prompt_tokens, generated_tokens=generated, questions=asked, seconds=seconds
+        ),
+        written={
+            task.name: [Written(reply.text, reply.finish) for reply, *_ in given[task.name]]
+            for task in tasks
+            if task.judged
+        },
     )
 
 
-def _judged(task: EvaluationTask, replies: list[list[Reply]], trusted: bool) -> list[Verdict]:
+def keep_replies(
+    model: Answerer, spec: ModelSpec, items: list[Item], max_new_tokens: int, answers: Path, advance: Advance
+) -> None:
+    """One greedy reply to every item in a JSONL file; those that stand there are not asked again.
+
+    Raises:
+        ServiceFault: an API failed on some items.
+        ModelError, TeacherError: from the model.
+    """
+    sampling = _greedy(spec, max_new_tokens)
+    questions = {key: _request(key, item, 0) for key, item in _keyed(spec, items, sampling)}
+    kept = _kept(answers, questions)
+    advance(len(kept), None)
+    replies = dict(kept)
+    waiting = [request for key, request in questions.items() if key not in kept]
+    for key, reply in _ask(model, waiting, sampling, answers) if waiting else ():
+        replies[key] = reply
+        advance(1, None)
+    if spec.kind == "api":
+        _refuse_failures(spec, replies)
+
+
+def kept_replies(
+    spec: ModelSpec, items: list[Item], max_new_tokens: int, answers: Path
+) -> list[Reply | None]:
+    """What `keep_replies` has kept, an item each, in their order; None where that is nothing yet."""
+    keyed = _keyed(spec, items, _greedy(spec, max_new_tokens))
+    kept = _kept(answers, {key: _request(key, item, 0) for key, item in keyed})
+    return [kept.get(key) for key, _ in keyed]
+
+
+def _keyed(spec: ModelSpec, items: list[Item], sampling: Sampling) -> list[tuple[str, Item]]:
+    return [(_key(spec, item, sampling, 0), item) for item in items]
+
+
+def _greedy(spec: ModelSpec, max_new_tokens: int) -> Sampling:
+    return Sampling(0.0, max_new_tokens=max_new_tokens, top_logprobs=int(spec.logprobs))
+
+
+def _verdicts(task: EvaluationTask, replies: list[list[Reply]], trusted: bool) -> list[Verdict]:
     """A verdict an item, from its one reply or its several."""
 
     def one(item: Item, several: list[Reply]) -> Verdict:
@@ -105,8 +151,8 @@ def _judged(task: EvaluationTask, replies: list[list[Reply]], trusted: bool) -> 
 
 
 def _sampling(spec: ModelSpec, task: EvaluationTask, max_new_tokens: int) -> Sampling:
-    temperature = task.draws.temperature if task.draws else 0.0
-    return Sampling(temperature, max_new_tokens=max_new_tokens, top_logprobs=int(spec.logprobs))
+    greedy = _greedy(spec, max_new_tokens)
+    return replace(greedy, temperature=task.draws.temperature) if task.draws else greedy
 
 
 def _key(spec: ModelSpec, item: Item, sampling: Sampling, sample: int) -> str:

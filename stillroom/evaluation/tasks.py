@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,8 @@ from stillroom.contracts.records import SOURCE, Lesson, Message, content_key, fr
 
 PASSAGE = 4000
 """Most characters of a text that is predicted as one item."""
+_PARTS = ("messages", "reference", "tools", "document", "stem", "options")
+"""Of a question: what an item is made of."""
 MOST_LESSONS = 200
 """Held-out lessons that a likelihood task reads when it has no limit of its own."""
 
@@ -29,7 +31,7 @@ class Item:
 
     messages: list[Message]
     reference: str
-    """Empty where only quotes are looked at."""
+    """Empty where only quotes are looked at, or a judge looks."""
     tools: list[dict[str, Any]] | None = None
     """Declarations of the tools that may be called, in OpenAI's form."""
     document: str | None = None
@@ -77,6 +79,16 @@ class EvaluationTask:
     def written(self) -> list[Item]:
         """The items that a model writes answers to; none where it chooses or predicts."""
         return [] if self.score == "likeliest" else self.items or []
+
+    @property
+    def judged(self) -> bool:
+        """Whether its answers are neither right nor wrong, but better or worse than the teacher's."""
+        return self.score == "judge"
+
+    @property
+    def texts(self) -> list[Lesson]:
+        """Those of its lessons that are texts."""
+        return self.lessons or [] if self.score == "perplexity" else []
 
     @property
     def ranked(self) -> list[Item]:
@@ -133,6 +145,41 @@ def load_task(
             do="give a task a file with at least one item",
         )
     return EvaluationTask(name, score, items=items)
+
+
+def item_line(known: Mapping[str, Any]) -> dict[str, Any]:
+    """What an item is made of; where the right answer is not set apart it is the worked one."""
+    line = {name: known.get(name) for name in _PARTS}
+    if line["reference"] is None:
+        line["reference"] = known.get("solution")
+    return {name: value for name, value in line.items() if value is not None}
+
+
+def question_item(
+    line: dict[str, Any],
+    where: str,
+    score: Score,
+    *,
+    system: str | None = None,
+    tools: list[dict[str, Any]] | None = None,
+) -> Item:
+    """A question whose right answer need not be known: its reference is empty then. Arguments as of `load_task`.
+
+    Raises:
+        DataError: the line, which `where` names, is not usable, or its right answer is not one that the score can judge by.
+    """
+    messages, reference = conversation_of(line, where)
+    if reference is None:
+        return Item(
+            with_system(messages, system), "", _tools(line.get("tools", tools), where), line.get("document")
+        )
+    return _item(line, where, score, system, tools)
+
+
+def has_form(answer: str, score: Score) -> bool:
+    """Whether an answer has the form that right ones have: JSON where fields are compared, a number, a letter. A score
+    without a form of its own takes all text."""
+    return score not in _REFERENCES or _REFERENCES[score].fits(answer)
 
 
 def held_out_lessons(path: Path, name: str, limit: int | None = None) -> EvaluationTask:
@@ -220,7 +267,7 @@ def _item(
 ) -> Item:
     messages, reference = conversation_of(line, where)
     declared = _tools(line.get("tools", tools), where)
-    if reference is None and score != "quotes":
+    if reference is None and score not in ("quotes", "judge"):
         raise DataError(
             f"{where} has no reference",
             got=", ".join(line),

@@ -53,9 +53,11 @@ def _prompts(run: Run) -> dict[str, Any]:
         "splits": _plain(recipe.splits),
         "seed": recipe.seed,
     }
-    # Only what is used: runs from before there was a mixture, an expansion or a corpus still hold.
+    # Only what is used: runs from before there was a mixture, an expansion, a corpus or a cascade still hold.
     if any(source.form == "corpus" for source in recipe.prompts):
         found["blocks"] = {"tokens": recipe.distil.max_length, "tokenizer": _student_content(run)}
+    if not recipe.splits.calibrate:
+        del found["splits"]["calibrate"]
     if recipe.classify and recipe.classify.labels:
         found["labels"] = recipe.classify.labels
     if mix := recipe.mix.model_dump(mode="json", exclude_none=True):
@@ -74,7 +76,8 @@ def _held_out(run: Run) -> dict[str, Any]:
         for task in tasks
         if task.file and (task.form != "auto" or task.pattern)
     }
-    return _contents(run, run.recipe.evaluate.files + rule.decontaminate) | read
+    apart = [run.recipe.route.file] if run.recipe.route and run.recipe.route.file else []
+    return _contents(run, run.recipe.evaluate.files + rule.decontaminate + apart) | read
 
 
 def _source(run: Run, source: PromptSource) -> dict[str, Any]:
@@ -196,9 +199,32 @@ def _evaluate(run: Run) -> dict[str, Any]:
             del task["options"]
         if task["samples"] == 1:
             del task["samples"], task["temperature"]
-    return {
+        if task["teacher"]:
+            del task["teacher"]
+        if task["judge"] is None:
+            del task["judge"]
+    judges = {task.title: task.judge for task in recipe.evaluate.tasks if task.judge and not task.judge.api}
+    own = {name: teacher_identity(judge, run.base) for name, judge in judges.items()}
+    return ({"judges": own} if own else {}) | {
         "evaluate": found,
         "items": _contents(run, recipe.evaluate.files),
+        "teach": {"system": recipe.teach.system} | ({"tools": tools} if tools else {}),
+        "seed": recipe.seed,
+    }
+
+
+def _route(run: Run) -> dict[str, Any]:
+    recipe = run.recipe
+    spec = recipe.route
+    assert spec is not None
+    other = recipe.teacher if spec.escalate_to == "teacher" else spec.escalate_to
+    tools = recipe.teach.parameters.get("tools")
+    return {
+        "route": _plain(spec),
+        "score": spec.score or recipe.written_score,
+        "escalate to": base_url(other.api) if other.api else teacher_identity(other, run.base),
+        "questions": _contents(run, [spec.file] if spec.file else []),
+        "evaluate": {"max_new_tokens": recipe.evaluate.max_new_tokens},
         "teach": {"system": recipe.teach.system} | ({"tools": tools} if tools else {}),
         "seed": recipe.seed,
     }
@@ -276,7 +302,18 @@ STAGES = (
         trains=lambda recipe: bool(recipe.aware_files),
     ),
     Stage(
-        "evaluate", _evaluate, reads=("filter", "distil", "align", "quantise"), keeps=("models", *_TEACHERS)
+        "evaluate",
+        _evaluate,
+        reads=("filter", "distil", "align", "quantise"),
+        keeps=("models", "judgements.jsonl", *_TEACHERS),
+    ),
+    # What both models answered has marks of its own.
+    Stage(
+        "route",
+        _route,
+        reads=("prompts", "filter", "quantise"),
+        keeps=("answers",),
+        wanted=lambda recipe: recipe.route is not None,
     ),
     Stage("export", _export, reads=("quantise", "evaluate"), keeps=(*_TEACHERS,)),
 )

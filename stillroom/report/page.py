@@ -24,6 +24,7 @@ from stillroom.report.lost import probe_tables, probe_title
 from stillroom.report.money import Money, money, money_facts, money_sentence
 from stillroom.report.plots import reliability_plots, training_plots
 from stillroom.report.rendering import render
+from stillroom.report.routed import routed
 from stillroom.report.rows import Results, data_size, milliseconds, people_count, read_results, speed
 from stillroom.report.scale import Scale
 from stillroom.report.verdict import inherited, losses, nearer, title, verdict
@@ -68,6 +69,7 @@ def write_report(run: Run) -> Path:
         sums=list(money_facts(sums, results.shipped)) if sums else [],
         priced=sums is not None and sums.teacher is not None,
         origins=origins(run, found),
+        routed=routed(run),
         training=training_plots(
             results, soft_only=recipe.distil.loss.hard == 0 and recipe.distil.temperature == 1
         ),

@@ -18,6 +18,7 @@ _DATA = {"prompts": "Questions", "teach": "The teacher’s answers", "filter": "
 _LABELS = {
     "train": "to train on",
     "tune": "held back for validation",
+    "calibrate": "set apart for the cascade",
     "stop": "complete answers",
     "length": "cut off",
     "in evaluation": "left out: in the evaluation",

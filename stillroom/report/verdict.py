@@ -81,6 +81,7 @@ def verdict(results: Results) -> list[str]:
     if not results.scored:
         sentences += predicted
     sentences += [_runs(results, model), _lost(results, model)]
+    sentences += [_preferred(results, model, task) for task in results.tasks]
     for task in results.scored:
         compared = [_signals(results, task), _before(results, task), _squeezed(results, model, task)]
         compared += _instead(results, model, task)
@@ -189,14 +190,31 @@ def _nearer(results: Results, task: str) -> str | None:
     own, other = (results.value(model, task, "kl") for model in ("student", "answers-only"))
     if row is None or row.p is None or own is None or other is None:
         return None
-    figures = f"{nats(own)} against {nats(other)} nats a token, {chance(row.p)}"
-    if row.p >= SURE:
+    figures = f"{nats(own)} against {nats(other)} nats a token, {_tested(row)}"
+    if not _sure(row):
         return f"Whether its training on the teacher’s signals brought it nearer is too close to tell ({figures})."
     side = "nearer to the teacher" if row.value < 0 else "further from the teacher"
     return (
         f"The student that learned from the signals is {side} than the one that learned from its answers alone "
         f"({figures})."
     )
+
+
+def _preferred(results: Results, model: str, task: str) -> str | None:
+    row = results.find(model, task, "preferred")
+    if row is None:
+        return None
+    wins, ties, losses = (
+        percent(results.value(model, task, metric) or 0) for metric in ("wins", "ties", "losses")
+    )
+    said = (
+        f"On {row.n:,} questions of {task} a judge prefers its answers to the teacher’s in {wins}, the teacher’s in "
+        f"{losses}, and neither in {ties}"
+    )
+    evidence = f"a difference of {points(row.value)}, {span_points(row)}; {_tested(row)}"
+    if not _sure(row):
+        return f"{said} ({evidence}): too close to tell which are better."
+    return f"{said} ({evidence}): {'its' if row.value > 0 else 'the teacher’s'} are better, more than chance would explain."
 
 
 def _runs(results: Results, model: str) -> str | None:
@@ -294,15 +312,26 @@ def _instead(results: Results, model: str, task: str) -> Iterator[str]:
 
 def _compared(row: ResultRow, subject: str, question: str) -> str:
     """One sentence on a paired comparison; what chance alone could bring is not called an effect."""
-    tests = [span_points(row), chance(row.p) if row.p is not None else None]
-    evidence = "; ".join(test for test in tests if test)
+    evidence = "; ".join(test for test in (span_points(row), _tested(row)) if test)
     evidence = f" ({evidence})" if evidence else ""
-    clear = row.p < SURE if row.p is not None else row.low is not None and not _holds_zero(row)
-    if clear and row.value != 0:
+    if _sure(row) and row.value != 0:
         verb = "gains" if row.value > 0 else "costs"
         size = points(abs(row.value)).lstrip("+")
         return f"{subject} {verb} {size} of exact answers{evidence}, more than chance would explain."
     return f"It is too close to tell {question}: the difference is {points(row.value)} of exact answers{evidence}."
+
+
+def _sure(row: ResultRow) -> bool:
+    """Whether chance alone would hardly bring this; where models were compared in several ways, among all of them."""
+    p = row.p if row.p_holm is None else row.p_holm
+    return p < SURE if p is not None else row.low is not None and not _holds_zero(row)
+
+
+def _tested(row: ResultRow) -> str | None:
+    """The p-value, and what is left of it among all comparisons where that is another."""
+    if row.p is None or row.p_holm in (None, row.p):
+        return chance(row.p) if row.p is not None else None
+    return f"{chance(row.p)}, among all comparisons {chance(row.p_holm)}"
 
 
 def span_points(row: ResultRow) -> str | None:

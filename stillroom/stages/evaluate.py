@@ -6,19 +6,24 @@ killed evaluation goes on with the next model and a changed one is measured agai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.contracts.classes import class_names, class_text
-from stillroom.contracts.errors import DataError, RecipeError, RunError
-from stillroom.contracts.files import digest, read_json, read_lines, write_json, write_lines
-from stillroom.contracts.recipe import AwareFile, Kind, Task
+from stillroom.contracts.errors import DataError, RecipeError, ServiceFault
+from stillroom.contracts.files import read_json, read_lines, write_json, write_lines
+from stillroom.contracts.recipe import AwareFile, Kind, Task, Teacher
 from stillroom.contracts.records import ResultRow, content_key, to_line
 from stillroom.contracts.runfolder import Run
 from stillroom.evaluation.comparison import compare_models
 from stillroom.evaluation.job import ModelSpec, Settings
+from stillroom.evaluation.opening import open_reader
+from stillroom.evaluation.preference import Pairing, judge_written
 from stillroom.evaluation.probes import (
     LongerChains,
     Material,
@@ -30,44 +35,53 @@ from stillroom.evaluation.probes import (
 )
 from stillroom.evaluation.results import ModelResult
 from stillroom.evaluation.running import evaluate_model
-from stillroom.evaluation.samples import asked, samples
-from stillroom.evaluation.tasks import Draws, EvaluationTask, held_out_lessons, load_task, text_task
+from stillroom.evaluation.samples import asked, judged_samples, samples
+from stillroom.evaluation.tasks import (
+    Draws,
+    EvaluationTask,
+    held_out_lessons,
+    item_line,
+    load_task,
+    text_task,
+)
 from stillroom.evaluation.training_curves import training_rows
 from stillroom.evaluation.trust import trust_rows
 from stillroom.gguf import export_once
 from stillroom.lessons.filter.refusals import refusal
+from stillroom.lessons.judging import Duel, open_judge
 from stillroom.lessons.prompts.documents import read_texts
 from stillroom.lessons.prompts.sources import read_questions, source_of
-from stillroom.models.origins import student_source
-from stillroom.models.references import resolve_model, resolve_tokenizer
+from stillroom.lessons.teach.answered import AnswersFile
 from stillroom.stages.context import StageContext
+from stillroom.stages.specs import STUDENT, TEACHER, gguf_spec, identity, made, teacher_spec
 
-TEACHER, STUDENT = "teacher", "student"
 FIRST = "first-teacher"
 """Who taught the first link of a chain, beside the link that taught the last student."""
 DISTILLED = "distilled"
 """The student before it was aligned."""
 _FORMAT = 1
 """Raised when what is kept of a model changes its meaning; then every model is measured again."""
-_PARTS = ("messages", "reference", "tools", "document", "stem", "options")
-"""Of a question: what an item is made of."""
-_RESERVED = {"speed", "size", "training"}
+_RESERVED = {"speed", "size", "training", "cascade"}
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write evaluate/models/, items.jsonl, samples.jsonl and results.json.
+    """Write evaluate/models/, items.jsonl, samples.jsonl and results.json; judged.jsonl and judgements.jsonl where a judge
+    was asked.
 
     Raises:
         RecipeError: a task has a name that the results need for themselves.
         DataError: a task's file is not usable.
         RunError: a model is missing.
-        ModelError, TeacherError: a model cannot be loaded or reached.
+        ModelError, TeacherError: a model, or the judge, cannot be loaded or reached.
+        ServiceFault: the judge failed on some answers.
+        UserError: the limit of costs is reached.
         Fault: a model's process died.
     """
     recipe = context.recipe
     tasks, specs = read_tasks(context), model_specs(context)
-    results = [_measured(context, spec, tasks, specs[0]) for spec in specs]
+    results = [_measured(context, spec, _asked_of(context, spec, tasks), specs[0]) for spec in specs]
     results[1:1] = _first_teacher(context, tasks)
+    results, judged = _judged(context, tasks, results)
     quantised = [f"{STUDENT}-{kind}" for kind in recipe.files]
     before = [*recipe.baselines, *([DISTILLED] if recipe.align else []), FIRST]
     pairs = [(STUDENT, name) for name in before] + [(name, STUDENT) for name in quantised]
@@ -82,10 +96,24 @@ def run(context: StageContext) -> dict[str, Any]:
         rows += training_rows(name, _folder(distil, name) / "metrics.jsonl")
     write_lines(context.folder / "items.jsonl", asked(tasks))
     write_lines(context.folder / "samples.jsonl", samples(tasks, results))
+    if judged:
+        write_lines(context.folder / "judged.jsonl", judged_samples(tasks, results))
     write_json(context.folder / "results.json", [to_line(row) for row in rows])
     items = sum(len(task.items or ()) for task in tasks)
     probes = {"probes left out": left_out} if left_out else {}
-    return {"models": len(specs), "items": items, **probes, **_headlines(rows)}
+    return {"models": len(specs), "items": items, **judged, **probes, **_headlines(rows)}
+
+
+def check_teacher(run: Run) -> None:
+    """Have an API that is to read given texts show that it can, before a run pays for anything: one text of two tokens.
+
+    Raises:
+        TeacherError: it does not tell what it thinks of given texts.
+        ModelError: its tokenizer cannot be loaded, or is not the server's.
+        ServiceFault: it keeps failing.
+    """
+    if run.recipe.teacher.api and any(task.reads and task.teacher for task in run.recipe.evaluate.tasks):
+        open_reader(teacher_spec(StageContext(run, "evaluate")), Settings())
 
 
 def check_files(run: Run) -> None:
@@ -140,7 +168,7 @@ def _read(context: StageContext, task: Task) -> EvaluationTask:
             expected="some, since a task without a file is measured on them",
             do="raise splits.tune, or give the task a file",
         )
-    held_out = (_line(line) for line in read_lines(path) if line["split"] == "tune")
+    held_out = (item_line(line) for line in read_lines(path) if line["split"] == "tune")
     return load_task(
         path,
         task.score,
@@ -169,7 +197,7 @@ def read_file(
     """
     if task.score == "perplexity":
         return text_task(read_texts(task, path), path, task.title, task.limit)
-    lines = (_line(vars(question)) for question in read_questions(source_of(task), path))
+    lines = (item_line(vars(question)) for question in read_questions(source_of(task), path))
     return load_task(
         path,
         task.score,
@@ -180,14 +208,6 @@ def read_file(
         options=task.options,
         lines=lines,
     )
-
-
-def _line(known: Mapping[str, Any]) -> dict[str, Any]:
-    """What an item is made of; where the right answer is not set apart it is the worked one."""
-    line = {name: known.get(name) for name in _PARTS}
-    if line["reference"] is None:
-        line["reference"] = known.get("solution")
-    return {name: value for name, value in line.items() if value is not None}
 
 
 def _with_sorted_classes(task: EvaluationTask) -> EvaluationTask:
@@ -208,7 +228,7 @@ def model_specs(context: StageContext) -> list[ModelSpec]:
     """
     recipe, distil = context.recipe, context.run.need("distil")
     trust = recipe.student.trust_remote_code
-    teacher = _teacher(context)
+    teacher = teacher_spec(context)
     specs = [teacher, *_teacher_files(context, teacher)]
     baseline_files = "quantised" in recipe.evaluate.wanted_probes and not recipe.classify
     folders: dict[str, Path] = {name: _folder(distil, name) for name in recipe.baselines}
@@ -217,19 +237,22 @@ def model_specs(context: StageContext) -> list[ModelSpec]:
     folders[STUDENT] = context.run.student
     for name, folder in folders.items():  # the student last, beside its files
         own: Literal["local", "classifier"] = "classifier" if recipe.classify else "local"
-        specs.append(ModelSpec(name, own, _made(folder), trust_remote_code=trust))
+        specs.append(ModelSpec(name, own, made(folder), trust_remote_code=trust))
     if baseline_files:
         specs += _baseline_files(context, distil)
     for kind in recipe.files:
         name = f"{STUDENT}-{kind}"
         if recipe.classify:
-            specs.append(ModelSpec(name, "onnx", _made(context.run.need("quantise") / name)))
+            specs.append(ModelSpec(name, "onnx", made(context.run.need("quantise") / name)))
             continue
-        path = _made(context.run.need("quantise") / f"{name}.gguf")
-        specs.append(
-            ModelSpec(name, "gguf", path, tokenizer=str(context.run.student), trust_remote_code=trust)
-        )
+        specs.append(gguf_spec(context, kind))
     return specs
+
+
+def _asked_of(context: StageContext, spec: ModelSpec, tasks: list[EvaluationTask]) -> list[EvaluationTask]:
+    """The tasks that a model is measured on: the teacher on those that do not leave it out."""
+    without = {task.title for task in context.recipe.evaluate.tasks if not task.teacher}
+    return [task for task in tasks if spec.name != TEACHER or task.name not in without]
 
 
 def _teacher_files(context: StageContext, teacher: ModelSpec) -> Iterator[ModelSpec]:
@@ -258,7 +281,7 @@ def _teacher_files(context: StageContext, teacher: ModelSpec) -> Iterator[ModelS
 def _baseline_files(context: StageContext, distil: Path) -> Iterator[ModelSpec]:
     """The baselines as files of the student's kinds, which are written unless they are there."""
     for name in context.recipe.baselines:
-        source = Path(_made(_folder(distil, name)))
+        source = Path(made(_folder(distil, name)))
         for kind in _plain_kinds(context):
             context.progress.say(f"{name}-{kind}.gguf is written, unless it is there")
             file = export_once(source, context.folder / f"{name}-{kind}.gguf", kind, overwrite=True)
@@ -276,52 +299,9 @@ def _plain_kinds(context: StageContext) -> list[Kind]:
     return [item for item in context.recipe.quantise if not isinstance(item, AwareFile)]
 
 
-def _teacher(context: StageContext) -> ModelSpec:
-    teacher, base = context.recipe.teacher, context.run.base
-    if teacher.api:
-        return ModelSpec(
-            TEACHER,
-            "api",
-            teacher.model,
-            api=teacher.api,
-            api_key_env=teacher.api_key_env,
-            logprobs=context.recipe.teach.signal.kind == "top-k",
-        )
-    if (classify := context.recipe.classify) is not None:
-        made = context.run.need("teach") / "teacher"
-        path = made if classify.prepare else resolve_model(teacher.model, base)
-        return ModelSpec(
-            TEACHER, "classifier", str(path), dtype=teacher.dtype, trust_remote_code=teacher.trust_remote_code
-        )
-    found = resolve_model(teacher.model, base)
-    gguf = isinstance(found, Path) and found.is_file()
-    tokenizer = None
-    if gguf:
-        own = resolve_tokenizer(teacher.tokenizer, base) if teacher.tokenizer else None
-        tokenizer = str(own or student_source(context.recipe, base))
-    return ModelSpec(
-        TEACHER,
-        "gguf" if gguf else "local",
-        str(found),
-        tokenizer=tokenizer,
-        dtype=teacher.dtype,
-        trust_remote_code=teacher.trust_remote_code,
-    )
-
-
 def _folder(distil: Path, name: str) -> Path:
     """Where distil leaves a model's metrics; a baseline lies in the same folder, the student one below."""
     return distil if name == STUDENT else distil / "baselines" / name
-
-
-def _made(path: Path) -> str:
-    if not path.exists():
-        raise RunError(
-            f"{path} is missing",
-            expected=f"the model that the {path.parent.name} stage leaves there",
-            do="run the recipe again; if the stage is skipped, remove its manifest.json first",
-        )
-    return str(path)
 
 
 def _measured(
@@ -344,8 +324,8 @@ def _measured(
     live = teacher if compared else None
     key = content_key(
         _FORMAT,
-        _identity(spec),
-        _identity(live) if live else None,
+        identity(spec),
+        identity(live) if live else None,
         [task.key for task in tasks],
         {name: value for name, value in asdict(settings).items() if name != "trusted"},
     )
@@ -360,6 +340,54 @@ def _measured(
     return result
 
 
+def _judged(
+    context: StageContext, tasks: list[EvaluationTask], results: list[ModelResult]
+) -> tuple[list[ModelResult], dict[str, Any]]:
+    """The results with what each task's judge says, and for the manifest how much was asked and what it cost.
+
+    A verdict is kept in judgements.jsonl before it counts, and not paid for again.
+    """
+    counts: Counter[str] = Counter()
+    wanted = {task.title: task.judge for task in context.recipe.evaluate.tasks if task.judge}
+    if not wanted:
+        return results, {}
+    with AnswersFile(context.folder / "judgements.jsonl", writable=True) as file:
+        judges = {
+            name: partial(_compare, context, judge, f"judging {name}", file, counts)
+            for name, judge in wanted.items()
+        }
+        results = judge_written(results, tasks, TEACHER, judges)
+        return results, {"judge": {**counts, "dollars": round(file.totals.cost, 6)}}
+
+
+def _compare(
+    context: StageContext,
+    judge: Teacher,
+    label: str,
+    file: AnswersFile,
+    counts: Counter[str],
+    pairings: Sequence[Pairing],
+) -> list[int | None]:
+    """What the judge says of each; counted into `counts`."""
+    duels = [Duel(question, _turn(own), _turn(other)) for question, own, other in pairings]
+    with ExitStack() as stack:
+        meter = stack.enter_context(context.progress.meter(label, None, "verdicts"))
+        asked = open_judge(judge, context.run, context.stage, file, stack, context.progress.say, meter)
+        found = asked.compare(duels)
+    counts.update(asked.counts)
+    if failed := asked.counts["failed"]:
+        raise ServiceFault(
+            f"the judge {judge.model} did not answer {failed} of {2 * len(duels)} requests",
+            got=asked.last_error,
+            do="run the same command again: the verdicts that came are kept",
+        )
+    return found
+
+
+def _turn(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
 def _probed(
     context: StageContext, specs: list[ModelSpec], tasks: list[EvaluationTask], results: list[ModelResult]
 ) -> tuple[list[ResultRow], dict[str, str]]:
@@ -371,7 +399,7 @@ def _probed(
     wanted = recipe.evaluate.wanted_probes
     if not wanted:
         return [], {}
-    task = next(task for task in tasks if task.written and task.samples == 1)
+    task = next(task for task in tasks if task.written and task.samples == 1 and not task.judged)
     material = Material(task, context.run.need("filter"), refusal, recipe.seed, _longer_chains(context.run))
     probes, left_out = make_probes(material, wanted, classes=recipe.classify is not None)
     for name, why in left_out.items():
@@ -409,17 +437,7 @@ def _first_teacher(context: StageContext, tasks: list[EvaluationTask]) -> list[M
     tree = read_json(context.run.first / "evaluate" / "models" / f"{TEACHER}.json")
     found, sizes = ModelResult.from_json(tree), {task.name: len(task.items or ()) for task in tasks}
     same = {name: given for name, given in found.verdicts.items() if len(given) == sizes.get(name)}
-    return [replace(found, name=FIRST, verdicts=same, likelihoods={})] if same else []
-
-
-def _identity(spec: ModelSpec) -> dict[str, Any]:
-    """What decides how a model answers: its spec, with the digests of local files for their paths."""
-    known = asdict(spec)
-    for part in ("path", "tokenizer"):
-        place = known[part]
-        if spec.kind != "api" and place and Path(place).exists():
-            known[part] = digest(Path(place))
-    return known
+    return [replace(found, name=FIRST, verdicts=same, likelihoods={}, written={})] if same else []
 
 
 def _known(path: Path, key: str) -> ModelResult | None:

@@ -1,18 +1,22 @@
-"""Questions in: sources are read or invented, duplicates and evaluation items taken out, mixed, splits drawn."""
+"""Questions in: sources are read or invented, duplicates and evaluation items taken out, mixed, splits drawn.
+
+What is set apart for the cascade goes into a file of its own, calibration.jsonl, so that no later stage can teach it.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.contracts.errors import DataError
-from stillroom.contracts.files import read_lines, write_lines
+from stillroom.contracts.files import read_lines, whole_lines, write_lines
 from stillroom.contracts.progress import Meter
-from stillroom.contracts.recipe import EXPANDED, PromptSource, Recipe
+from stillroom.contracts.recipe import EXPANDED, PromptSource, Recipe, Splits
 from stillroom.contracts.records import Prompt, content_key, from_line, to_line
 from stillroom.lessons.expand.diversity import Embed, Reservoir, diversity
 from stillroom.lessons.expand.expanding import Expanding
@@ -51,7 +55,7 @@ class _Pool:
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write prompts/prompts.jsonl.
+    """Write prompts/prompts.jsonl, and calibration.jsonl where the recipe sets questions apart.
 
     Raises:
         DataError: a file is unusable, or no question is left.
@@ -87,18 +91,24 @@ def run(context: StageContext) -> dict[str, Any]:
 
     labelled = _labelled(recipe, (question for _, question in questions()))
 
-    def lines() -> Iterator[dict[str, Any]]:
+    def lines(set_apart: Callable[[dict[str, Any]], None] | None) -> Iterator[dict[str, Any]]:
         for title, question in questions():
             if labelled is not None and question_key(question.messages) not in labelled:
                 question = replace(question, reference=None)
-            line = _line(title, question, recipe.splits.tune, recipe.seed)
+            line = _line(title, question, recipe.splits, recipe.seed)
             counts[line["split"]] += 1
+            if set_apart is not None and line["split"] == "calibrate":
+                set_apart(line)
+                continue
             counts["with a right answer"] += question.reference is not None
             counts["answered in a log"] += question.answer is not None
             sample.add(user_text(question.messages))
             yield line
 
-    total = write_lines(context.folder / "prompts.jsonl", lines())
+    with ExitStack() as stack:
+        own = context.folder / "calibration.jsonl"
+        set_apart = stack.enter_context(whole_lines(own)) if recipe.splits.calibrate else None
+        total = write_lines(context.folder / "prompts.jsonl", lines(set_apart))
     _refuse_nothing(total, counts)
     figures = diversity(sample.texts, _embedder(context))
     context.progress.say(
@@ -124,7 +134,7 @@ def _labelled(recipe: Recipe, questions: Iterable[Question]) -> set[str] | None:
     drawn: dict[str, list[tuple[float, str]]] = {}
     for question in questions:
         key = question_key(question.messages)
-        if question.reference is None or _split(key, recipe.splits.tune, recipe.seed) != "train":
+        if question.reference is None or _split(key, recipe.splits, recipe.seed) != "train":
             continue
         place = (-int(content_key(key, recipe.seed, "labelled")[:12], 16), key)
         heap = drawn.setdefault(question.reference, [])
@@ -213,13 +223,17 @@ def _take_stock(
     return stock
 
 
-def _line(title: str, question: Question, tune: float, seed: int) -> dict[str, Any]:
+def _line(title: str, question: Question, splits: Splits, seed: int) -> dict[str, Any]:
     """The line of prompts.jsonl: a Prompt, and what else is known of the question."""
-    split = _split(question_key(question.messages), tune, seed)
-    return {**to_line(Prompt(question.messages, title, split, question.reference)), **question.extras()}
+    split = _split(question_key(question.messages), splits, seed)
+    prompt = to_line(Prompt(question.messages, title, reference=question.reference))
+    return {**prompt, "split": split, **question.extras()}
 
 
-def _split(key: str, tune: float, seed: int) -> Literal["train", "tune"]:
+def _split(key: str, splits: Splits, seed: int) -> Literal["train", "tune", "calibrate"]:
     """A question's split depends on its text and the seed only, so that adding questions moves none."""
     draw = int(content_key(key, seed)[:12], 16) / 16**12
-    return "tune" if draw < tune else "train"
+    if draw < splits.tune:
+        return "tune"
+    # From the other end, so that neither share moves the other's questions.
+    return "calibrate" if draw >= 1 - splits.calibrate else "train"

@@ -69,7 +69,7 @@ class MinHash:
 
     def signature(self, text: str) -> Signature:
         """[hashes] uint32: the least value of each hash function over the text's shingles."""
-        return self.least(_hashed_shingles(normalised(text)))
+        return self.least(hashed_shingles(normalised(text)))
 
     def least(self, values: NDArray[np.uint32]) -> Signature:
         """[hashes] uint32: the least value of each hash function over hashed shingles, of which there is at least one."""
@@ -83,7 +83,7 @@ class MinHash:
         return least
 
 
-def _hashed_shingles(plain: str) -> NDArray[np.uint32]:
+def hashed_shingles(plain: str) -> NDArray[np.uint32]:
     """One well-mixed number a shingle, in the order of the text, repetitions included."""
     # Half a surrogate pair, which models do write, has no strict encoding.
     points = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
@@ -148,7 +148,7 @@ class NearDuplicates:
             text: any text. Case, spacing and Unicode's compatibility forms make no difference.
         """
         plain = normalised(text)
-        signature = self._hashes.least(_hashed_shingles(plain))
+        signature = self._hashes.least(hashed_shingles(plain))
         number, self._count = self._count, self._count + 1
         keys = self._index.keys(signature)
         found = self._first_alike(plain, signature, keys)

@@ -13,6 +13,7 @@ from stillroom.contracts.recipe.filter import Filter
 from stillroom.contracts.recipe.models import Lora, Prune, Student, Teacher
 from stillroom.contracts.recipe.prompts import EXPANDED, Expand, Form, Method, Mix, PromptSource, Splits
 from stillroom.contracts.recipe.report import Report
+from stillroom.contracts.recipe.route import Route
 from stillroom.contracts.recipe.section import Section
 from stillroom.contracts.recipe.teach import Signal, Teach
 from stillroom.contracts.recipe.whole import Link, Recipe
@@ -52,6 +53,7 @@ __all__ = [
     "Replay",
     "Report",
     "Rounds",
+    "Route",
     "Score",
     "Section",
     "Signal",

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from stillroom.contracts.recipe.export import Kind
+from stillroom.contracts.recipe.models import Teacher
 from stillroom.contracts.recipe.prompts import Form
 from stillroom.contracts.recipe.section import Section
 
@@ -21,6 +22,7 @@ Score = Literal[
     "tools",
     "code",
     "quotes",
+    "judge",
     "likelihood",
     "perplexity",
 ]
@@ -47,8 +49,9 @@ class Task(Section):
         "`likeliest`: nothing is written; of a multiple choice's options the one that the model finds likeliest must be the "
         "right one. `tools`: its calls of tools. `code`: its Python must pass the "
         "question's tests, run in a sandbox. `quotes`: it quotes, its quotes stand in the question's document, and the "
-        "right answer's words stand in it. `likelihood`: loss and KL to the teacher on the held-out lessons. "
-        "`perplexity`: of a file of texts, with loss and KL.",
+        "right answer's words stand in it. `judge`: a model says whether it is better or worse than the teacher's. "
+        "`likelihood`: loss and KL to the teacher on the held-out lessons. `perplexity`: of a file of texts, with loss and "
+        "KL.",
     )
     form: Form = Field(
         "auto", description="Of the file, as for a source of prompts: `auto` recognises published benchmarks."
@@ -65,6 +68,15 @@ class Task(Section):
         "right; one is the likeliest at every token.",
     )
     temperature: float = Field(0.8, gt=0, description="Sampling temperature of several answers.")
+    teacher: bool = Field(
+        True,
+        description="Measure the teacher on it too. An API that does not tell the log-probabilities of given texts, as "
+        "vLLM's server does, can be measured on neither `likeliest` nor `perplexity`.",
+    )
+    judge: Teacher | None = Field(
+        None,
+        description="With `score: judge`, the model that compares each answer with the teacher's, in both orders.",
+    )
     options: Literal["letter", "text"] = Field(
         "letter",
         description="What `score: likeliest` ranks: the options' letters, after the question with its options, or their "
@@ -81,6 +93,12 @@ class Task(Section):
             raise ValueError("a task with `score: perplexity` takes a file of texts, and no form")
         if self.samples > 1 and (not self.asks or self.score == "likeliest"):
             raise ValueError(f"a task with `score: {self.score}` writes no answers: leave samples out")
+        if (self.score == "judge") != (self.judge is not None):
+            raise ValueError("`score: judge` and `judge: {model: ...}` belong together in a task")
+        if self.score == "judge" and not self.teacher:
+            raise ValueError("a judge compares with the teacher: leave teacher out")
+        if self.score == "judge" and self.samples > 1:
+            raise ValueError("a judge compares one answer with one: leave samples out")
         if self.form in ("corpus", "documents"):
             raise ValueError(f"{self.form} hold no questions to be measured on")
         return self
@@ -91,9 +109,15 @@ class Task(Section):
         return self.score not in ("likelihood", "perplexity")
 
     @property
+    def reads(self) -> bool:
+        """Whether a model tells how likely it finds questions' options or texts, and writes nothing."""
+        return self.score in ("likeliest", "perplexity")
+
+    @property
     def answered_once(self) -> bool:
-        """Whether each of its questions gets one written answer, as those that probes are made from do."""
-        return self.asks and self.score != "likeliest" and self.samples == 1
+        """Whether each of its questions gets one written answer that is right or wrong, as those that probes are made from
+        do."""
+        return self.asks and self.score not in ("likeliest", "judge") and self.samples == 1
 
     @property
     def title(self) -> str:

@@ -153,3 +153,16 @@ class Splits(Section):
     """Which questions serve for what; the test items are the evaluation files' and are in no split."""
 
     tune: float = Field(0.05, ge=0, lt=1, description="Share held out of training for the validation loss.")
+    calibrate: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share set apart for the cascade (route): no model is taught or measured on it. Some "
+        "hundreds are needed.",
+    )
+
+    @model_validator(mode="after")
+    def _leave_some(self) -> Splits:
+        if self.tune + self.calibrate >= 1:
+            raise ValueError("splits.tune and splits.calibrate leave no question to train on")
+        return self

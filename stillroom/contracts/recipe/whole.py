@@ -12,12 +12,13 @@ from stillroom.contracts.recipe.align import Align
 from stillroom.contracts.recipe.aware import AwareFile, QuantisedFile
 from stillroom.contracts.recipe.classify import Classify
 from stillroom.contracts.recipe.distil import Baseline, Distil
-from stillroom.contracts.recipe.evaluate import Evaluate
+from stillroom.contracts.recipe.evaluate import Evaluate, Score
 from stillroom.contracts.recipe.export import Export, Importance
 from stillroom.contracts.recipe.filter import Filter
 from stillroom.contracts.recipe.models import Student, Teacher
 from stillroom.contracts.recipe.prompts import Mix, PromptSource, Splits
 from stillroom.contracts.recipe.report import Report
+from stillroom.contracts.recipe.route import Route
 from stillroom.contracts.recipe.schedule import peak, value_at
 from stillroom.contracts.recipe.section import Section
 from stillroom.contracts.recipe.teach import Teach
@@ -106,6 +107,11 @@ class Recipe(Section):
         "importance matrix): mostly better files of 2 to 4 bits, of the same size. `{}` is enough. Empty: left out.",
     )
     evaluate: Evaluate = Field(default_factory=Evaluate, description="How the models are measured.")
+    route: Route | None = Field(
+        None,
+        description="When the student's answer is good enough and when another model is asked, learned and proved on "
+        "questions set apart. `{}` is enough with splits.calibrate. Empty: left out.",
+    )
     export: Export = Field(default_factory=Export, description="What goes beside the model files.")
     report: Report = Field(default_factory=Report, description="What the report's verdict goes by.")
 
@@ -149,6 +155,8 @@ class Recipe(Section):
                 "leave export.draft out"
             )
         self._carries_over()
+        if self.route:
+            self._routes(self.route)
         if self.chain:  # each link and the last student have a teacher of their own, and are checked with it
             return self
         self._hears_its_teacher()
@@ -208,6 +216,22 @@ class Recipe(Section):
     def measured_on_held_out(self) -> bool:
         """Whether a task asks the questions that were held out of training."""
         return any(task.file is None and task.asks for task in self.evaluate.tasks)
+
+    @property
+    def written_score(self) -> Score | None:
+        """How the first task with one written answer to a question is judged; None where there is no such task."""
+        return next((task.score for task in self.evaluate.tasks if task.answered_once), None)
+
+    def _routes(self, route: Route) -> None:
+        """A cascade has questions of its own, and a way to judge answers."""
+        if route.file is None and not self.splits.calibrate:
+            raise ValueError(
+                "route has no questions of its own: set splits.calibrate, such as 0.1, or name some in route.file"
+            )
+        if route.score is None and self.written_score is None:
+            raise ValueError(
+                "route does not know how answers are judged: set route.score, or name a task with written answers"
+            )
 
     def _writes_gguf(self) -> None:
         """Every file is of a kind that GGUF has, of a model whose weights are here, under a name of its own."""
@@ -279,6 +303,7 @@ class Recipe(Section):
             "export.draft or export.vram": self.export.draft or self.export.vram,
             "importance": self.importance,
             "evaluate.teacher_files": self.evaluate.teacher_files,
+            "route": self.route,
             "student.lora": student.lora,
             "student.prune of widths, or by influence (keep first or spread layers)": cut and cut.ranks,
             "distil.rounds": distil.rounds,

@@ -27,6 +27,8 @@ def evaluation_sources(recipe: Recipe) -> Iterator[PromptSource]:
         yield PromptSource(file=chains.file)
     for name in recipe.filter.decontaminate:
         yield PromptSource(file=name)
+    if recipe.route and recipe.route.file:
+        yield PromptSource(file=recipe.route.file)
 
 
 def held_out_keys(recipe: Recipe, locate: Callable[[str], Path]) -> KeyTable:
