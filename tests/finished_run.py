@@ -83,8 +83,20 @@ def rows(n: int = 500) -> list[ResultRow]:
         ("student-Q4_K_M", "student", -0.010, 0.18),
     ):
         found.append(
-            ResultRow(model, TASK, "difference", value, value - 0.02, value + 0.02, n=n, versus=other, p=p)
+            ResultRow(
+                model,
+                TASK,
+                "difference",
+                value,
+                value - 0.02,
+                value + 0.02,
+                n=n,
+                versus=other,
+                p=p,
+                p_holm=min(1.0, 5 * p),
+            )
         )
+        found.append(ResultRow(model, TASK, "items_for_a_point", 3_661, 2_100, 9_400, n=n, versus=other))
     return found + tries() + likelihood() + texts() + training() + probes()
 
 

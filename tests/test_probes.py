@@ -470,6 +470,6 @@ def test_the_page_shows_what_each_probe_found_and_which_could_not_be_made(tmp_pa
     page = " ".join(re.sub(r"<[^>]+>", " ", write_report(finished_run(tmp_path)).read_text()).split())
     assert "Facts in the question" in page
     assert "Right answers by facts in the question" in page
-    assert "Against Trained on labels only, Q4_K_M file" in page
+    assert "Change Against Trained on labels only Trained on labels only, Q4_K_M file" in page
     assert "+1.4" in page
     assert "Not probed: refusals (the teacher refused none of its questions)." in page

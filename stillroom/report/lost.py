@@ -62,7 +62,8 @@ _NOTES = {
     "how many of those answers have the task’s form all the same. The further the first two lie apart, the "
     "better doubt can be noticed.",
     "rephrased": "Exact answers to the same questions in other case, with typing errors, with courtesies around them, with "
-    "their first sentence last: the share of those to the questions as they were.",
+    "their first sentence last: the share of those to the questions as they were. A model that had none "
+    "of these right is not listed.",
     "format": "Answers in the task’s form, right or wrong, and answers that came to an end by themselves.",
     "rare": "Exact answers where the right one is rare among the lessons, and where it is common: the third of the "
     "questions at either end, or more where many are equally common.",
@@ -177,7 +178,8 @@ def _column(row: ResultRow) -> str:
     if row.metric in _OVER:
         return f"{row.at:.0f}"
     if row.metric == "lost_less":
-        return f"Against {model_name(row.versus or '')}"
+        kind = row.model.removeprefix("student")  # -Q4_K_M: both files are of one
+        return f"Against {model_name((row.versus or '').removesuffix(kind))}"
     return _COLUMNS.get(row.metric, row.metric)
 
 

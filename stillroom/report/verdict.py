@@ -179,8 +179,8 @@ def _forgotten(results: Results, task: str) -> str:
     row = results.difference(task, "student", "before", "difference:loss")
     if row is None or row.p is None:
         return ""
-    evidence = f"{change(row.value)} nats a token; {chance(row.p)}"
-    if row.p >= SURE:
+    evidence = f"{change(row.value)} nats a token; {_tested(row)}"
+    if not _sure(row):
         return f" Whether training cost general ability is too close to tell ({evidence})."
     return f" Training {'cost' if row.value > 0 else 'did not cost'} general ability ({evidence})."
 
