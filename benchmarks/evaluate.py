@@ -4,12 +4,16 @@
     python benchmarks/evaluate.py --data ../shared/data
     python benchmarks/evaluate.py --data ../shared/data --model FOLDER --items 1000 --json evaluate.json
 
-Questions of MMLU, ranked by letter and by the options' words, and GSM8K's questions as plain texts, by perplexity a byte.
-The model is a Llama of random weights with stories260k's tokenizer unless --model names a folder without a chat template:
-what is compared are sums of log-probabilities, which are as good with a model that knows nothing. float32, equal batches,
-the same threads, loading left out; the process's seconds of CPU, the median of --runs, alternating. Of lm-eval only its
-model's part counts, tokenising and the passes; what it does before and after is left out. Without lm-eval installed its
-lines are left out.
+Questions of MMLU, ranked by letter and by the options' words; GSM8K's questions as plain texts, by nats a word, a byte and
+a token; and GSM8K's questions written on greedily, where the right answer to two of three is what transformers' own
+`generate` writes. The model is a Llama of random weights with stories260k's tokenizer unless --model names a folder without
+a chat template: what is compared are sums of log-probabilities, which are as good with a model that knows nothing. float32,
+equal batches, the same threads, loading left out; the process's seconds of CPU, the median of --runs, alternating. Of
+lm-eval only its model's part counts, tokenising and the passes; what it does before and after is left out. Without lm-eval
+installed its lines are left out.
+
+lm-eval has no figure a token: its sum is divided by the tokens that the tokenizer counts. A word is what lm-eval takes for
+one. Texts are given to it without add_bos_token, since it puts a beginning before each by itself and would count a second.
 """
 
 from __future__ import annotations
@@ -17,19 +21,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from stillroom.contracts.recipe import Task
+from stillroom.contracts.records import Lesson
+from stillroom.evaluation import Item, Likelihood, ModelSpec
+from stillroom.evaluation.answering import answer_tasks
 from stillroom.evaluation.likelihood import likelihood
 from stillroom.evaluation.ranking import rank_tasks
 from stillroom.evaluation.scoring import judge_ranking
@@ -42,6 +51,9 @@ from stillroom.stages.evaluate import read_file
 LONGEST = 1200
 """Characters of a question; with stories260k's small tokens some 600, far from every context."""
 
+WRITTEN = 32
+"""Tokens of an answer."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -52,8 +64,10 @@ class Found:
 
 
 def random_model(folder: Path, data: Path, hidden: int, layers: int) -> Path:
-    """A Llama of random weights that reads 2,048 tokens."""
+    """A Llama of random weights that reads 2,048 tokens, each text from a beginning, as lm-eval has every model do."""
     tokenizer = AutoTokenizer.from_pretrained(data / "stories260k" / "hf")
+    begin = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{begin[0]} $A", special_tokens=[begin])
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -90,6 +104,23 @@ def texts(data: Path, count: int) -> EvaluationTask:
     return text_task(([text] for text in found[:count]), path, "texts")
 
 
+def continuations(folder: Path, data: Path, count: int) -> EvaluationTask:
+    """GSM8K's questions to be written on; of every third the right answer is another than `generate` gives."""
+    task = texts(data, count)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    items = []
+    for number, lesson in enumerate(task.lessons or []):
+        asked = lesson.messages[-1]["content"]
+        given = tokenizer(asked, return_tensors="pt", add_special_tokens=True)
+        whole = model.generate(
+            input_ids=given.input_ids, max_new_tokens=WRITTEN, do_sample=False, pad_token_id=0
+        )
+        said = tokenizer.decode(whole[0, given.input_ids.shape[1] :], skip_special_tokens=True).strip()
+        items.append(Item([{"role": "user", "content": asked}], said if number % 3 else f"not {said}"))
+    return EvaluationTask("written", "exact", items)
+
+
 def nothing(*_: object) -> None:
     """No progress is shown."""
 
@@ -102,23 +133,43 @@ def shares(verdicts: list[Any]) -> dict[str, float]:
     return found
 
 
+def a_unit(sums: Sequence[Likelihood], lessons: Sequence[Lesson]) -> dict[str, float]:
+    """Nats a word, a byte and a token over all texts."""
+    nats = math.fsum(value for one in sums for value in one.loss)
+    words = sum(words_of(lesson) for lesson in lessons)
+    size, tokens = (
+        sum(map(sum, column)) for column in ([one.bytes or [] for one in sums], [one.tokens for one in sums])
+    )
+    return {"nats a word": nats / words, "a byte": nats / size, "a token": nats / tokens}
+
+
+def words_of(lesson: Lesson) -> int:
+    """Words of a text as lm-eval counts them."""
+    return len(re.split(r"\s+", lesson.messages[-1]["content"]))
+
+
 def ours(model: LocalModel, task: EvaluationTask) -> dict[str, float]:
     """As `stillroom eval` scores it."""
     if task.lessons:
-        sums = likelihood(model, None, task.lessons, 2048, nothing, texts=True)
-        return {"nats a byte": sum(sums.loss) / sum(sums.bytes or [])}
+        return a_unit([likelihood(model, None, task.lessons, 2048, nothing, texts=True)], task.lessons)
+    if task.written:
+        spec = ModelSpec("m", "local", "m")
+        return shares(answer_tasks(model, spec, [task], WRITTEN, None, nothing).verdicts[task.name])
     return shares(rank_tasks(model, [task], nothing)[0][task.name])
 
 
 def loop(model: LocalModel, task: EvaluationTask) -> dict[str, float]:
     """One answer, or one text, at a time."""
     if task.lessons:
-        total = size = 0.0
-        for lesson in task.lessons:
-            sums = likelihood(model, None, [lesson], 2048, nothing, texts=True)
-            total, size = total + sum(sums.loss), size + sum(sums.bytes or [])
-        return {"nats a byte": total / size}
+        each = [likelihood(model, None, [lesson], 2048, nothing, texts=True) for lesson in task.lessons]
+        return a_unit(each, task.lessons)
     verdicts = []
+    if task.written:
+        spec = ModelSpec("m", "local", "m")
+        alone = (EvaluationTask(task.name, task.score, [item]) for item in task.written)
+        for one in alone:
+            verdicts += answer_tasks(model, spec, [one], WRITTEN, None, nothing).verdicts[task.name]
+        return shares(verdicts)
     for item in task.items or []:
         rows = model.renderer.branches(item.messages, item.options or []).rows
         verdicts.append(judge_ranking(item, [row_logprob(row, next(model.logits([row]))) for row in rows]))
@@ -139,8 +190,14 @@ def lm_eval_way(folder: Path, batch_size: int, begins: bool) -> Callable[[Evalua
         def loglikelihood(self, *args: Any, **options: Any) -> Any:
             return self._timed(super().loglikelihood, *args, **options)
 
+        def generate_until(self, *args: Any, **options: Any) -> Any:
+            return self._timed(super().generate_until, *args, **options)
+
         def loglikelihood_rolling(self, *args: Any, **options: Any) -> Any:
-            return self._timed(super().loglikelihood_rolling, *args, **options)
+            self.add_bos_token = False
+            found = self._timed(super().loglikelihood_rolling, *args, **options)
+            self.add_bos_token = begins
+            return found
 
         def _timed(self, request: Callable[..., Any], *args: Any, **options: Any) -> Any:
             started = time.process_time()
@@ -169,7 +226,20 @@ def lm_eval_way(folder: Path, batch_size: int, begins: bool) -> Callable[[Evalua
         )
         values = found["results"][task.name]
         if task.lessons:
-            return Found({"nats a byte": values["bits_per_byte,none"] * math.log(2)}, model.seconds)
+            word, byte = (math.log(values[f"{unit}_perplexity,none"]) for unit in ("word", "byte"))
+            nats = word * sum(map(words_of, task.lessons))
+            tokens = sum(
+                len(model.tok_encode(lesson.messages[-1]["content"], add_special_tokens=False))
+                for lesson in task.lessons
+            )
+            found_units = {
+                "nats a word": word,
+                "a byte": byte,
+                "a token": nats / tokens,
+            }
+            return Found(found_units, model.seconds)
+        if task.written:
+            return Found({"acc": values["exact_match,stripped"]}, model.seconds)
         names = ("acc", "acc_norm") if task.name == "text" else ("acc",)
         return Found({name: values[f"{name},none"] for name in names}, model.seconds)
 
@@ -179,8 +249,10 @@ def lm_eval_way(folder: Path, batch_size: int, begins: bool) -> Callable[[Evalua
 def _lines(task: EvaluationTask) -> Iterator[dict[str, Any]]:
     for lesson in task.lessons or []:
         yield {"text": lesson.messages[-1]["content"]}
-    for item in task.items or []:
+    for item in task.ranked:
         yield {"query": item.messages[0]["content"], "choices": item.options, "gold": item.right}
+    for item in task.written:
+        yield {"query": item.messages[0]["content"], "right": item.reference}
 
 
 def _config(task: EvaluationTask) -> dict[str, Any]:
@@ -189,7 +261,17 @@ def _config(task: EvaluationTask) -> dict[str, Any]:
             "output_type": "loglikelihood_rolling",
             "doc_to_text": "",
             "doc_to_target": "{{text}}",
-            "metric_list": [{"metric": "bits_per_byte"}],
+            "metric_list": [{"metric": "word_perplexity"}, {"metric": "byte_perplexity"}],
+        }
+    if task.written:
+        stripped = {"function": "regex", "regex_pattern": r"(?s)^\s*(.*?)\s*$"}
+        return {
+            "output_type": "generate_until",
+            "doc_to_text": "{{query}}",
+            "doc_to_target": "{{right}}",
+            "generation_kwargs": {"until": [], "max_gen_toks": WRITTEN, "do_sample": False},
+            "filter_list": [{"name": "stripped", "filter": [stripped, {"function": "take_first"}]}],
+            "metric_list": [{"metric": "exact_match"}],
         }
     return {
         "output_type": "multiple_choice",
@@ -224,6 +306,7 @@ def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     for task in (
         *(questions(args.data, kind, args.items) for kind in ("letter", "text")),
         texts(args.data, args.items),
+        continuations(folder, args.data, args.items),
     ):
         found: dict[str, list[Found]] = {name: [] for name in ways}
         for _ in range(args.runs):

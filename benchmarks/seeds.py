@@ -62,12 +62,12 @@ def measured(run: Run, folder: Path, task: EvaluationTask, teacher: LocalModel) 
     settings = run.recipe.evaluate
     model = LocalModel(str(folder), batch_size=settings.batch_size)
     spec = ModelSpec(folder.name, "local", str(folder))
-    verdicts, _ = answer_tasks(model, spec, [task], settings.max_new_tokens, None, lambda count, note: None)
+    found = answer_tasks(model, spec, [task], settings.max_new_tokens, None, lambda count, note: None)
     lessons = held_out_lessons(run.need("filter") / "lessons.jsonl", "held-out lessons").lessons or []
     sums = likelihood(model, teacher, lessons, run.recipe.distil.max_length, lambda: None)
     model.close()
     return {
-        "right": [verdict.correct for verdict in verdicts[task.name]],
+        "right": [verdict.correct for verdict in found.verdicts[task.name]],
         "kl": sum(sums.kl or []) / sum(sums.tokens),
     }
 

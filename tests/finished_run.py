@@ -19,6 +19,7 @@ HOSTILE = '<script>window.hacked = 1</script><img src=x onerror="window.hacked =
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 FIELDS = ("intent", "product", "order", "urgency")
 TASK = "tickets"
+GENERAL = "general text"
 
 QUALITY = {
     "teacher": (0.942, 0.991, 0.978, 0.985, 0.972, 0.998),
@@ -84,7 +85,7 @@ def rows(n: int = 500) -> list[ResultRow]:
         found.append(
             ResultRow(model, TASK, "difference", value, value - 0.02, value + 0.02, n=n, versus=other, p=p)
         )
-    return found + likelihood() + training() + probes()
+    return found + tries() + likelihood() + texts() + training() + probes()
 
 
 def probes() -> list[ResultRow]:
@@ -145,6 +146,28 @@ def likelihood() -> list[ResultRow]:
         for model, pair in figures.items()
         for metric, value in zip(("loss", "kl"), pair, strict=True)
     ]
+
+
+def tries() -> list[ResultRow]:
+    """Four answers to each question: more tries, more right."""
+    return [
+        ResultRow(model, TASK, f"pass@{k}", value, *interval(value, 50), n=50)
+        for model, shares in QUALITY.items()
+        for k in (1, 2, 4)
+        for value in [round(1 - (1 - 0.9 * shares[0]) ** (1 + k / 4), 3)]
+    ]
+
+
+def texts() -> list[ResultRow]:
+    """Held-out text that has nothing to do with the task: the untrained student is in doubt among thousands of tokens."""
+    found = []
+    for model, loss in (("teacher", 3.31), ("before", 9.42), ("student", 3.52), ("student-Q4_K_M", 3.58)):
+        found.append(ResultRow(model, GENERAL, "loss", loss, 0.98 * loss, 1.02 * loss, n=40))
+        for metric, nats in (("perplexity", loss), ("byte_perplexity", loss / 4.2)):
+            ends = (math.exp(share * nats) for share in (1, 0.98, 1.02))
+            found.append(ResultRow(model, GENERAL, metric, *ends, n=40))
+    change = ResultRow("student", GENERAL, "difference:loss", -5.9, -6.1, -5.7, n=40, versus="before", p=1e-4)
+    return [*found, change]
 
 
 def reliability(model: str) -> list[ResultRow]:

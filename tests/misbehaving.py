@@ -2,8 +2,9 @@
 
     python tests/misbehaving.py --log paid.jsonl --faults 0.1 --seed 1
 
-It prints its address. Every whole answer that it has sent is a line of the log: the question and its seed, so that a
-test can tell what was paid for and how often.
+Asked to compare two answers it prefers the longer one, of equally long ones the first that it reads, and mumbles where
+one has as many characters as a multiple of seven. It prints its address. Every whole answer that it has sent is a line of
+the log: the question and its seed, so that a test can tell what was paid for and how often.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import gzip
 import json
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -50,6 +52,15 @@ def problems() -> Iterator[tuple[str, str]]:
                 yield line["question"], line["answer"]
 
 
+def preference(asked: str) -> str | None:
+    """What it says as a judge; None where it is not asked to be one."""
+    answers = re.findall(r'<answer name="[AB]">\n(.*?)\n</answer>', asked, re.S)
+    if not answers:
+        return None
+    one, other = map(len, answers)
+    return "Hard to say." if one % 7 == 0 or other % 7 == 0 else f"Better: {'B' if other > one else 'A'}"
+
+
 class Misbehaving:
     """The server's side: answers, faults, and a log of what was sent whole."""
 
@@ -71,7 +82,8 @@ class Misbehaving:
         return await self.send(request, body)
 
     def text(self, body: dict[str, Any]) -> bytes:
-        answer = self.answers.get(body["messages"][-1]["content"], "I do not know that one.")
+        asked = body["messages"][-1]["content"]
+        answer = preference(asked) or self.answers.get(asked, "I do not know that one.")
         choice = {"message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 60, "completion_tokens": len(answer) // 4}
         return json.dumps({"id": "chatcmpl-1", "choices": [choice], "usage": usage}).encode()

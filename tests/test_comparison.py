@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from finished_run import TASK, finished_run, likelihood, rows, samples
+from finished_run import GENERAL, TASK, finished_run, likelihood, rows, samples, texts
 from typer.testing import CliRunner
 
 from stillroom.cli import app
 from stillroom.contracts.records import ResultRow
+from stillroom.contracts.runfolder import Run
 from stillroom.report.beside import compare_runs
 from stillroom.report.versus import findings, title, write_comparison
 
@@ -100,6 +103,67 @@ def test_losses_are_held_together_over_the_same_lessons_only(tmp_path: Path) -> 
     assert ("Student: loss on held-out lessons, nats a token", "0.238", "0.238") in [
         (figure.label, figure.first, figure.second) for figure in found.likelihoods
     ]
+
+
+def test_perplexities_are_held_together_over_the_same_texts_only(tmp_path: Path) -> None:
+    tasks = [{"file": "general.txt", "score": "perplexity", "name": GENERAL}]
+
+    def run_with(name: str, content: str) -> Run:
+        run = finished_run(tmp_path / name, results=texts(), name=name, lines=[], evaluate={"tasks": tasks})
+        path = run.folder("evaluate") / "manifest.json"
+        settings = {"items": {"general.txt": content}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": settings}))
+        return run
+
+    first = run_with("a", "1" * 32)
+    found = compare_runs(first, run_with("b", "1" * 32))
+    said = {figure.label: (figure.first, figure.values) for figure in found.likelihoods}
+    perplexity = math.exp(3.58)
+    assert said["Student, Q4_K_M file: perplexity of general text"] == ("35.9", (perplexity, perplexity))
+    assert "Student, Q4_K_M file: perplexity of general text, a byte" in said
+    other = compare_runs(first, run_with("c", "2" * 32))
+    assert not other.likelihoods
+    assert any("each run predicts its own texts" in text for text in other.apart)
+
+
+def test_probes_stand_side_by_side_and_what_only_one_run_has_is_said(tmp_path: Path) -> None:
+    less = [replace(row, value=row.value / 2) if row.metric == "right_rare" else row for row in rows()]
+    less = [row for row in less if row.task != "probe: facts"]
+    found = compare_runs(
+        finished_run(tmp_path / "a"), finished_run(tmp_path / "b", results=less, name="other")
+    )
+    said = {figure.label: figure.values for figure in found.probes}
+    assert said["Rare lessons: Rare"] == (pytest.approx(0.9 * 0.906), pytest.approx(0.45 * 0.906))
+    assert not any(label.startswith("Facts") for label in said)
+    assert "Probes that only tickets has: facts." in found.apart
+
+
+def test_several_tries_are_held_together_question_by_question(tmp_path: Path) -> None:
+    def tried(right: int) -> list[dict[str, Any]]:
+        lines = samples(20)
+        for line in lines:
+            for answer in line["answers"].values():
+                answer["tries"] = [place < right for place in range(4)]
+        return lines
+
+    first = finished_run(tmp_path / "a", lines=tried(1))
+    second = finished_run(tmp_path / "b", lines=tried(2), name="other")
+    one, four = compare_runs(first, second).tries
+    assert (one.first.metric, one.first.value, one.second.value) == ("pass@1", 0.25, 0.5)
+    assert one.difference.value == 0.25
+    assert one.difference.p is not None
+    assert one.difference.p < 0.01
+    assert (four.first.metric, four.first.value, four.second.value) == ("pass@4", 1, 1)
+    write_comparison(first, second, tmp_path / "both.html")
+    tree = json.loads((tmp_path / "both.json").read_text())
+    assert [pair["first"]["value"] for pair in tree["several tries"]] == [0.25, 1]
+    lines = {line["what"]: line for line in csv.DictReader((tmp_path / "both.csv").open())}
+    assert float(lines["pass@1"]["difference"]) == 0.25
+    assert float(lines["Rare lessons: Rare"]["first"]) == pytest.approx(0.9 * 0.906)
+    assert [figure["what"] for figure in tree["probes"]][:1] == ["Facts in the question: 1 fact"]
+    page = (tmp_path / "both.html").read_text()
+    assert "Right in one of several tries" in page
+    assert "20 questions of tickets, pass@4" in page
 
 
 def test_page_json_and_csv_say_the_same(tmp_path: Path) -> None:

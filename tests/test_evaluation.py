@@ -400,10 +400,11 @@ def test_equal_questions_are_asked_once_and_judged_by_each_task(
     twin = EvaluationTask("twin", "exact", items=[Item(item.messages, "no") for item in task.items])
     done: list[int] = []
     spec = ModelSpec("m", "local", "x")
-    verdicts, figures = answer_tasks(model, spec, [task, twin], 6, None, lambda count, _: done.append(count))
-    alone, single = answer_tasks(model, spec, [task], 6, None, ignore)
-    assert figures.generated_tokens == single.generated_tokens
-    assert verdicts["words"] == alone["words"]
+    both = answer_tasks(model, spec, [task, twin], 6, None, lambda count, _: done.append(count))
+    alone = answer_tasks(model, spec, [task], 6, None, ignore)
+    assert both.figures.generated_tokens == alone.figures.generated_tokens
+    verdicts = both.verdicts
+    assert verdicts["words"] == alone.verdicts["words"]
     assert sum(v.correct for v in verdicts["words"]) == 6
     assert sum(v.correct for v in verdicts["twin"]) == 0
     assert sum(done) == 20
@@ -418,16 +419,15 @@ def test_several_answers_are_drawn_each_for_itself_and_kept_apart_from_the_greed
     assert greedy.key != drawn.key
     kept, asked = tmp_path / "answers.jsonl", list[float]()
     spec = ModelSpec("m", "local", "folder")
-    verdicts, figures = answer_tasks(
-        model, spec, [greedy, drawn], 6, kept, lambda n, note=None: asked.append(n)
-    )
-    assert figures.questions == sum(asked) == 3 + 3 * 4
+    found = answer_tasks(model, spec, [greedy, drawn], 6, kept, lambda n, note=None: asked.append(n))
+    verdicts = found.verdicts
+    assert found.figures.questions == sum(asked) == 3 + 3 * 4
     assert [verdict.tries for verdict in verdicts["drawn"]] == [[False] * 4] * 3
     assert verdicts["greedy"][0].tries is None
     texts = {line["text"] for line in read_lines(kept)}
     assert len(texts) > 9  # drawn at this temperature hardly any two are alike
-    again, figures = answer_tasks(model, spec, [drawn], 6, kept, ignore)
-    assert (again["drawn"], figures.questions) == (verdicts["drawn"], 0)
+    again = answer_tasks(model, spec, [drawn], 6, kept, ignore)
+    assert (again.verdicts["drawn"], again.figures.questions) == (verdicts["drawn"], 0)
 
 
 def test_what_an_api_answered_is_never_asked_again(
@@ -436,7 +436,7 @@ def test_what_an_api_answered_is_never_asked_again(
     assert task.items is not None
     spec, kept = ModelSpec("m", "api", "x", api="http://127.0.0.1:1/v1"), tmp_path / "answers.jsonl"
     some = EvaluationTask("words", "exact", items=task.items[:7])
-    first, _ = answer_tasks(model, spec, [some], 6, kept, ignore)
+    first = answer_tasks(model, spec, [some], 6, kept, ignore).verdicts
     with kept.open("a") as file:
         file.write('{"key": "a half-writ')
     asked: list[str] = []
@@ -452,7 +452,7 @@ def test_what_an_api_answered_is_never_asked_again(
         def close(self) -> None:
             pass
 
-    second, _ = answer_tasks(Listening(), spec, [task], 6, kept, ignore)
+    second = answer_tasks(Listening(), spec, [task], 6, kept, ignore).verdicts
     assert sorted(asked) == ["question 7", "question 8", "question 9"]
     assert second["words"][:7] == first["words"]
     assert len(list(read_lines(kept))) == 10
@@ -462,7 +462,7 @@ def test_a_failed_request_is_no_wrong_answer_of_an_api(model: LocalModel) -> Non
     too_long = EvaluationTask("long", "exact", items=[Item(user("word " * 3000), "x")])
     with pytest.raises(ServiceFault, match="did not answer 1 of 1"):
         answer_tasks(model, ModelSpec("m", "api", "x"), [too_long], 6, None, ignore)
-    verdicts, _ = answer_tasks(model, ModelSpec("m", "local", "x"), [too_long], 6, None, ignore)
+    verdicts = answer_tasks(model, ModelSpec("m", "local", "x"), [too_long], 6, None, ignore).verdicts
     assert (verdicts["long"][0].correct, verdicts["long"][0].finish) == (False, "failed")
 
 

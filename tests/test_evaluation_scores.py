@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 from gold_teacher import (
     MALFORMED,
     RIGHT,
@@ -135,6 +136,110 @@ def test_mmlus_letters_are_all_right_and_others_are_not(shared_data: Path) -> No
     task, answers = published(path, "choice", choice_answers, every=7, pattern="test/*.csv")
     assert task.size == 2006
     assert shares(task, answers) == {RIGHT: 1.0, WRONG: 0.0, MALFORMED: 0.0}
+
+
+ADDITION = "def add(a, b):\n    "
+DECLARED = {
+    "name": "area",
+    "description": "Area of a triangle.",
+    "parameters": {"type": "dict", "properties": {"base": {"type": "integer"}}, "required": ["base"]},
+}
+PUBLISHED: dict[str, tuple[str, Any, str, str]] = {
+    "MATH-500": (
+        "maths",
+        {
+            "problem": "Which vector points one up and half to the right?",
+            "solution": "Half is $\\frac12$, so $\\boxed{\\left( \\frac{1}{2}, 1 \\right)}$.",
+            "answer": "\\left( \\frac{1}{2}, 1 \\right)",
+            "subject": "Precalculus",
+            "level": 2,
+            "unique_id": "test/precalculus/1.json",
+        },
+        "It is $\\boxed{(0.5, 1)}$.",
+        "It is $\\boxed{(1, 0.5)}$.",
+    ),
+    "AIME, as a table": (
+        "maths",
+        {"ID": "2024-I-99", "Problem": "How many?", "Solution": "Thirty and three: 33", "Answer": 33},
+        "So there are \\(\\boxed{033}\\).",
+        "So there are \\(\\boxed{330}\\).",
+    ),
+    "AIME, as JSONL": (
+        "maths",
+        {"id": 60, "problem": "How many?", "answer": "033", "url": "https://x", "year": "2024"},
+        "<think>34?</think>The answer is 33.",
+        "The answer is 34.",
+    ),
+    "GSM8K": (
+        "number",
+        {"question": "Two hens lay 9 eggs each. How many?", "answer": "2 * 9 = <<2*9=18>>18\n#### 1,018"},
+        "That is 1018 eggs.",
+        "That is 18 eggs.",
+    ),
+    "HumanEval": (
+        "code",
+        {
+            "task_id": "HumanEval/0",
+            "prompt": ADDITION,
+            "entry_point": "add",
+            "canonical_solution": "return a + b",
+            "test": "def check(candidate):\n    assert candidate(1, 2) == 3",
+        },
+        f"```python\n{ADDITION}return a + b\n```",
+        f"```python\n{ADDITION}return a - b\n```",
+    ),
+    "MMLU, as JSONL": (
+        "choice",
+        {"question": "Which is a fruit?", "subject": "botany", "choices": ["rain", "a pear"], "answer": 1},
+        "A pear is one: (B).",
+        "(A)",
+    ),
+    "MMLU, as CSV": (
+        "choice",
+        "Which is a fruit?,rain,a pear,stone,iron,B\n",
+        "The answer is B.",
+        "The answer is A.",
+    ),
+    "BFCL": (
+        "tools",
+        {
+            "id": "simple_0",
+            "question": [[{"role": "user", "content": "Area over 10?"}]],
+            "function": [DECLARED],
+        },
+        '<tool_call>{"name": "area", "arguments": {"base": 10}}</tool_call>',
+        '<tool_call>{"name": "area", "arguments": {"base": 11}}</tool_call>',
+    ),
+}
+
+
+@sandboxed
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_line_of_yaml_measures_a_benchmark_in_its_published_form(tmp_path: Path, name: str) -> None:
+    score, row, right, wrong = PUBLISHED[name]
+    path = tmp_path / f"{name.split(',')[0]}.{'csv' if isinstance(row, str) else 'jsonl'}"
+    path.write_text(row if isinstance(row, str) else json.dumps(row) + "\n", encoding="utf-8")
+    if name == "BFCL":
+        (tmp_path / "possible_answer").mkdir()
+        told = {"id": "simple_0", "ground_truth": [{"area": {"base": [10]}}]}
+        write_jsonl(tmp_path / "possible_answer" / path.name, [told])
+    task = read_file(build_recipe(tree_with(f"{{file: {path}, score: {score}}}")).evaluate.tasks[0], path)
+    assert share(verdicts(task, [right])) == 1.0
+    assert share(verdicts(task, [wrong])) == 0.0
+    if score == "choice":
+        ranked = read_file(Task(file=str(path), score="likeliest"), path)
+        assert (ranked.items or [])[0].right == 1
+
+
+def tree_with(line: str) -> dict[str, Any]:
+    """A recipe with one task, written as a line of YAML."""
+    tree = {
+        "name": "x",
+        "teacher": {"model": "t"},
+        "student": {"model": "s"},
+        "prompts": [{"file": "x.jsonl"}],
+    }
+    return {**tree, "evaluate": {"tasks": [yaml.safe_load(line)]}}
 
 
 # One answer each
@@ -360,11 +465,8 @@ def test_the_examples_of_the_documentation_are_judged_as_it_says() -> None:
         if re.match(r"\| `[a-z]+` \| .* \| .* \| .* \| ", line)
     ]
     rows = [row for row in rows if row[0] != "| `score`"]
-    assert {row[0].strip("| `") for row in rows} == set(get_args(Score)) - {
-        "likelihood",
-        "likeliest",
-        "perplexity",
-    }
+    not_right_or_wrong = {"likelihood", "likeliest", "perplexity", "judge"}
+    assert {row[0].strip("| `") for row in rows} == set(get_args(Score)) - not_right_or_wrong
     for row in rows:
         score, (reference, right, wrong) = row[0].strip("| `"), (_code(cell) for cell in row[2:])
         if score == "code" and not seccomp.available():

@@ -22,8 +22,9 @@ from stillroom.lessons.filter.filter_file import filter_file, settings_recipe
 from stillroom.lessons.filter.filtering import Filtering
 from stillroom.lessons.filter.groups import Group, Helpers
 from stillroom.lessons.filter.headroom import Headroom
-from stillroom.lessons.filter.judging import SAMPLING, Duel, Judge, ring
+from stillroom.lessons.filter.ranking import ring
 from stillroom.lessons.filter.verification import verifier
+from stillroom.lessons.judging import SAMPLING, Duel, Judge
 from stillroom.lessons.teach.answered import AnswersFile
 from stillroom.lessons.teach.bill import Bill
 from stillroom.models.chat_completions import ChatRequest
@@ -113,7 +114,15 @@ def test_a_judge_that_cannot_be_reached_is_a_fault_and_one_that_mumbles_decides_
     with judge(tmp_path / "one", Model(lambda _: "")) as silent, pytest.raises(ServiceFault):
         silent.compare([duel])
     with judge(tmp_path / "two", Model(lambda _: "Better not to say.")) as mumbling:
-        assert mumbling.compare([duel]) == [0]
+        assert mumbling.compare([duel]) == [None]
+        assert mumbling.summary() == {"compared": 1, "undecided": 1, "unreadable": 1, "dollars": 0.0}
+
+
+def test_nobody_is_asked_about_answers_that_read_the_same(tmp_path: Path) -> None:
+    model = Model(likes("vinegar"))
+    with judge(tmp_path, model) as asked:
+        assert asked.compare([Duel(QUESTION, says("<think>Hm.</think>Scrub it."), says("Scrub it."))]) == [0]
+    assert model.asked == 0
 
 
 def group(number: int, texts: list[str], reference: str | None = None) -> Group:

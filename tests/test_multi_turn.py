@@ -245,7 +245,7 @@ def test_an_items_tools_are_declared_to_the_model_that_is_measured(job: Path) ->
     model = LocalModel(job / "teacher", dtype="float32")
     spec = ModelSpec("student", "local", str(job / "teacher"))
     plain = EvaluationTask("plain", "exact", [Item(item.messages, item.reference)])
-    _, figures = answer_tasks(model, spec, [task, plain], 4, None, lambda count, note: None)
+    figures = answer_tasks(model, spec, [task, plain], 4, None, lambda count, note: None).figures
     with_tools, without = (len(model.renderer.prompt_ids(item.messages, tools)) for tools in (TOOLS, None))
     assert with_tools > without
     assert figures.prompt_tokens == with_tools + without  # two questions, not one asked once
@@ -286,7 +286,7 @@ def test_a_call_of_an_api_is_judged_as_the_text_that_open_models_write(
     for _ in range(2):
         model = ApiModel(url, "big")
         answers = tmp_path / "answers.jsonl"
-        verdicts, _ = answer_tasks(model, spec, tasks, 4, answers, lambda count, note: None)
+        verdicts = answer_tasks(model, spec, tasks, 4, answers, lambda count, note: None).verdicts
         model.close()
         assert [verdict.correct for verdict in verdicts["calls"]] == [True, True]
     assert sorted("tools" in body for body in sent) == [False, True]  # the second time nobody was asked

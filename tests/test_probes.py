@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +14,7 @@ import pytest
 from finished_run import finished_run
 from tiny_llama import save_model, train_tokenizer
 
-from stillroom.contracts.errors import RecipeError
+from stillroom.contracts.errors import DataError, RecipeError
 from stillroom.contracts.files import read_json, write_lines
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.progress import Progress
@@ -21,13 +23,14 @@ from stillroom.contracts.records import PROBE, ResultRow
 from stillroom.contracts.runfolder import Manifest, Run
 from stillroom.evaluation import EvaluationTask, Item, ModelResult, ModelSpec, Settings, Verdict
 from stillroom.evaluation.job import Job
-from stillroom.evaluation.probes import Material, Probe, make_probes, probe_rows, quantising_rows
+from stillroom.evaluation.probes import Material, Probe, make_probes, probe_rows, quantising_rows, read_chains
 from stillroom.evaluation.probes.form import form_of
 from stillroom.evaluation.probes.probe import Found, Given, last_turn
 from stillroom.evaluation.probes.reading import unsure
 from stillroom.evaluation.worker import measure
 from stillroom.gguf.export import export
 from stillroom.lessons.filter.refusals import refusal
+from stillroom.lessons.prompts.sources import evaluation_sources
 from stillroom.report.page import write_report
 from stillroom.stages import evaluate as stage
 from stillroom.stages.context import StageContext
@@ -121,6 +124,62 @@ def test_facts_hold_the_answer_once_among_so_many_and_recall_is_counted_by_numbe
     assert recall["recall", 1].interval.value == 1
     assert recall["recall", 20].interval.value < 0.5, "who always names the first is mostly wrong"
     assert recall["recall", 20].n == 10
+
+
+def test_hand_overs_mix_two_keys_and_the_last_name_of_an_answer_counts(tmp_path: Path) -> None:
+    chains = probe(tmp_path, "chains")
+    assert chains.items == probe(tmp_path, "chains").items, "the same each time"
+    steps = []
+    for item in chains.items:
+        told, question = last_turn(item).split("\n\n")
+        thing = re.fullmatch(r"Who has the (\w+) key now\?", question)[1]
+        moves = re.findall(r"(\w+) hands the (\w+) key to (\w+)\.", told)
+        holders = [(giver, taker) for giver, moved, taker in moves if moved == thing]
+        assert all(taker == giver for (_, taker), (giver, _) in pairwise(holders)), "hand to hand"
+        assert holders[-1][1] == item.reference
+        assert len(moves) == 2 * len(holders), "as many of the other key"
+        steps.append(len(holders))
+    assert sorted({*steps}) == [1, 2, 3, 5, 8, 12, 16, 20]
+    worked = [f"<think>Ada?</think>Greta gave it to {item.reference}." for item in chains.items]
+    assert {one.interval.value for one in found(chains, asked=said(worked)).values()} == {1}
+    first = [last_turn(item).split()[0] for item in chains.items]
+    right = found(chains, asked=said(first))
+    assert right["right_after", 20].interval.value < 0.5
+
+
+def test_a_file_of_longer_questions_tells_those_beyond_the_lessons_apart(tmp_path: Path) -> None:
+    path = tmp_path / "longer.jsonl"
+    lines = [
+        {"messages": [{"role": "user", "content": f"{n} steps"}], "reference": '{"a": 1}', "steps": n}
+        for n in (2, 3, 3, 6)
+    ]
+    write_lines(path, lines)
+    chains = replace(material(tmp_path), chains=read_chains(path, "json", 3, system="Be brief."))
+    (made,), _ = make_probes(chains, ["chains"])
+    assert made.items[0].messages == user("2 steps")
+    assert made.score == "json", "judged as the run's own questions are"
+    rows = found(made, asked=[Verdict("", right) for right in (True, True, False, False)])
+    assert {key: one.interval.value for key, one in rows.items()} == {
+        ("right_after", 2): 1,
+        ("right_after", 3): 0.5,
+        ("right_after", 6): 0,
+        "right_trained": pytest.approx(2 / 3),
+        "right_longer": 0,
+    }
+    write_lines(path, [*lines, {**lines[0], "steps": "many"}])
+    with pytest.raises(DataError, match=r"line 5.*how long this chain is"):
+        read_chains(path, "json", 3)
+
+
+def test_longer_questions_are_kept_out_of_training_and_count_as_read(tmp_path: Path) -> None:
+    tree = {"name": "t", "teacher": {"model": "a"}, "student": {"model": "b"}, "prompts": [{"file": "x"}]}
+    tasks = [{"file": "f", "score": "exact"}]
+    chains = {"file": "longer.jsonl", "trained": 3}
+    recipe = build_recipe(tree | {"evaluate": {"tasks": tasks, "probes": ["chains"], "chains": chains}})
+    assert recipe.evaluate.files == ["f", "longer.jsonl"]
+    assert [source.file for source in evaluation_sources(recipe)] == ["f", "longer.jsonl"]
+    with pytest.raises(RecipeError, match=r"add `chains` to evaluate\.probes"):
+        build_recipe(tree | {"evaluate": {"tasks": tasks, "probes": ["rare"], "chains": chains}})
 
 
 def test_rephrased_questions_keep_what_the_answer_is_made_of(tmp_path: Path) -> None:
@@ -338,7 +397,7 @@ def test_the_stage_probes_every_model_apart_from_the_tasks(
     assert "probes left out" not in counts
     assert not [row for row in plain if row.task.startswith(PROBE)]
 
-    some = [name for name in get_args(ProbeName) if name != "facts"]  # 80 long questions
+    some = [name for name in get_args(ProbeName) if name not in ("facts", "chains")]  # 80 long questions each
     counts, progress, rows = evaluated(probes=some)
     assert {f"{name} was measured before" for name in ("teacher", "student", "student-Q8_0")} <= {*progress}
     assert counts["probes left out"] == {"refusals": "the teacher refused none of its questions"}
@@ -410,6 +469,7 @@ def test_probes_want_a_task_that_is_answered_once_in_writing(task: dict[str, Any
 def test_the_page_shows_what_each_probe_found_and_which_could_not_be_made(tmp_path: Path) -> None:
     page = " ".join(re.sub(r"<[^>]+>", " ", write_report(finished_run(tmp_path)).read_text()).split())
     assert "Facts in the question" in page
+    assert "Right answers by facts in the question" in page
     assert "Against Trained on labels only, Q4_K_M file" in page
     assert "+1.4" in page
     assert "Not probed: refusals (the teacher refused none of its questions)." in page

@@ -267,7 +267,8 @@ def test_one_model_writes_ranks_and_predicts_in_one_process(tmp_path: Path, fold
     tasks = [written, ranked, texts]
     job = Job(ModelSpec("m", "local", str(folder)), tasks, Settings(max_new_tokens=3))
     assert Job.from_json(job.to_json()).tasks == tasks
-    assert (job.size, Job(ModelSpec("m", "api", "m"), tasks, Settings()).size) == (5, 1)
+    lessons = EvaluationTask("held-out", "likelihood", lessons=texts.lessons)
+    assert (job.size, Job(ModelSpec("m", "api", "m"), [*tasks, lessons], Settings()).size) == (5, 5)
     found = measure(job, ignore)
     assert {name: len(verdicts) for name, verdicts in found.verdicts.items()} == {"w": 1, "choices": 3}
     assert found.likelihoods["texts"].bytes

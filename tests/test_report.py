@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -12,17 +14,34 @@ from typing import Any
 
 import pytest
 import yaml
-from finished_run import COUNTS, HOSTILE, QUALITY, TASK, finished_run, gguf_file, likelihood, rows, samples
+from finished_run import (
+    COUNTS,
+    HOSTILE,
+    QUALITY,
+    TASK,
+    finished_run,
+    gguf_file,
+    likelihood,
+    rows,
+    samples,
+    texts,
+    tries,
+)
+from typer.testing import CliRunner
 
+from stillroom.cli import app
 from stillroom.contracts.errors import RecipeError
-from stillroom.contracts.records import ResultRow
+from stillroom.contracts.records import ResultRow, to_line
 from stillroom.report.cards import dataset_card, model_card, public_name
 from stillroom.report.console import console_table, rows_table
 from stillroom.report.drawing import Series, line_plot, thin
 from stillroom.report.gallery import compare, gallery
 from stillroom.report.headline import headline
+from stillroom.report.lost import _COLUMNS
 from stillroom.report.page import write_report
-from stillroom.report.rows import Results, data_size, percent
+from stillroom.report.plots import reliability_plots
+from stillroom.report.rows import Results, change, data_size, model_name, nats, percent
+from stillroom.report.sections import _PARITY, STEPS
 from stillroom.report.verdict import title, verdict
 from stillroom.report.versus import write_comparison
 
@@ -34,6 +53,7 @@ class Words(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.texts: list[str] = []
+        self.source = html
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
@@ -62,6 +82,32 @@ def test_every_row_of_quality_is_on_the_page_and_no_other_share(tmp_path: Path) 
     # Shares that stand alone in a table's cell come from rows; intervals are written "a to b%".
     cells = {text.strip() for text in page.texts if re.fullmatch(r"\s*\d+\.\d%\s*", text)}
     assert cells <= known
+
+
+def test_several_tries_and_perplexities_are_on_the_page_and_in_its_files(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    page = page_of(run)
+    assert "right in one of several tries" in page.text
+    assert (
+        "perplexity is 35.9, where the teacher’s 27.4 and the student’s before training 12,300" in page.text
+    )
+    assert "Training did not cost general ability (−5.9 nats a token; p < 0.001)" in page.text
+    tree = json.loads((run.path / "report.json").read_text())
+    lines = list(csv.DictReader((run.path / "report.csv").open()))
+    for row in [*tries(), *texts()]:
+        assert (percent if row.task == TASK else nats)(row.value) in page.text or row.metric.endswith(
+            "loss"
+        ), row
+        assert to_line(row) in tree["rows"]
+        assert any(
+            (line["model"], line["task"], line["metric"], line["value"])
+            == (row.model, row.task, row.metric, str(row.value))
+            for line in lines
+        )
+    assert {term for term in ("term-pass", "term-perplexity") if f'id="{term}"' in page.source} == {
+        "term-pass",
+        "term-perplexity",
+    }
 
 
 def test_the_page_has_no_script_no_outside_address_and_no_tag_from_a_sample(tmp_path: Path) -> None:
@@ -162,6 +208,57 @@ def test_the_verdict_says_whether_signals_brought_the_student_nearer() -> None:
     assert "too close to tell" in unsure
 
 
+def test_what_is_called_clear_is_so_among_all_comparisons() -> None:
+    lost = ResultRow(
+        "student-Q4_K_M", "tickets", "difference", -0.02, -0.035, -0.005, 500, versus="student", p=0.01
+    )
+    nearer = ResultRow(
+        "student", "held-out lessons", "difference:kl", -0.04, n=100, versus="answers-only", p=0.02
+    )
+    others = [row for row in [*rows(), *likelihood()] if row.metric not in ("difference", "difference:kl")]
+    for left, words in ((0.02, "p = 0.010, among all comparisons p = 0.020), more than"), (0.2, "too close")):
+        said = verdict(Results.of([*others, replace(lost, p_holm=left), replace(nearer, p_holm=2 * left)]))
+        (file,) = (one for one in said if "uantising" in one)
+        (signals,) = (one for one in said if "learned from the signals" in one or "signals brought" in one)
+        assert words in file
+        assert ("too close" in file) == ("too close" in signals) == (left > 0.05)
+    alone = verdict(Results.of([*others, replace(lost, p_holm=0.01)]))
+    assert any("(95% interval −3.5 to −0.5 points; p = 0.010), more than" in one for one in alone)
+
+
+def test_the_documentation_explains_every_number_of_the_page(tmp_path: Path) -> None:
+    said = (Path(__file__).parents[1] / "docs/evaluation.md").read_text(encoding="utf-8").replace("'", "’")
+    html = write_report(finished_run(tmp_path)).read_text(encoding="utf-8")
+    heads = re.findall(r'<th scope="col">(.*?)</th>', html)
+    no_numbers = {model_name(model) for model in QUALITY} | {"Model", "Against", "Part", "Stage", "Finished"}
+    columns = {re.sub("<.*?>", "", head).strip() for head in heads} - no_numbers
+    assert len(columns) > 15
+    assert not [column for column in columns if column not in said and not column.startswith("Against ")]
+    metrics = {re.sub(r":.*", "", row.metric) for row in [*rows(), *likelihood()]}
+    assert not [metric for metric in metrics if f"`{metric}" not in said]
+    labels = {
+        *_PARITY.values(),
+        *_COLUMNS.values(),
+        *STEPS.values(),
+        *(card.label for card in headline(rows())),
+    }
+    assert not [label for label in labels if label not in said]
+
+
+def test_what_a_judge_prefers_is_said_with_its_test() -> None:
+    shares = [
+        ResultRow("student", "letters", metric, value, n=40, versus="teacher")
+        for metric, value in {"wins": 0.2, "ties": 0.3, "losses": 0.5}.items()
+    ]
+    worse = ResultRow("student", "letters", "preferred", -0.3, -0.5, -0.08, 40, versus="teacher", p=0.01)
+    said = " ".join(verdict(Results.of([*shares, worse])))
+    assert "On 40 questions of letters a judge prefers its answers to the teacher’s in 20.0%" in said
+    assert "the teacher’s in 50.0%, and neither in 30.0%" in said
+    assert "p = 0.010): the teacher’s are better, more than chance would explain" in said
+    unsure = " ".join(verdict(Results.of([*shares, replace(worse, p_holm=0.06)])))
+    assert "too close to tell which are better" in unsure
+
+
 @pytest.mark.parametrize(
     ("value", "low", "high", "said"),
     [
@@ -184,7 +281,7 @@ def test_the_teachers_calibration_is_inherited_only_where_that_is_shown(
         for row in rows()
     ]
     text = " ".join(verdict(Results.of(changed)))
-    assert "its confidence is +2.1 points off how often it is right" in text
+    assert "it is 2.1 points surer than it is right, its teacher" in text
     assert said in text
 
 
@@ -259,12 +356,63 @@ def test_a_plot_leaves_out_what_is_not_finite_and_thins_long_curves() -> None:
     assert abs(sum(y for _, y in long) / len(long) - 3) < 0.1
 
 
+def test_reliability_plots_of_one_task_share_axes_that_begin_where_the_answers_do() -> None:
+    def bins(*places: tuple[float, float]) -> list[ResultRow]:
+        return [
+            ResultRow("x", TASK, "reliability", right, right - 0.05, right, 50, at) for at, right in places
+        ]
+
+    def drawn(low: float) -> list[list[str]]:
+        sure = [replace(row, model="teacher") for row in bins((0.9, 0.92), (0.99, 0.97))]
+        unsure = [replace(row, model="student") for row in bins((low, low + 0.06), (0.98, 0.95))]
+        return [
+            [tick.text for tick in p.x_ticks] for p in reliability_plots(Results.of([*sure, *unsure]), TASK)
+        ]
+
+    assert drawn(0.8) == [["75%", "80%", "85%", "90%", "95%", "100%"]] * 2
+    assert drawn(0.55) == [["50%", "60%", "70%", "80%", "90%", "100%"]] * 2
+    assert drawn(0.02)[0][0] == "0%"
+
+
+def test_the_data_section_shows_the_filters_steps_and_warnings_in_words(tmp_path: Path) -> None:
+    counts = {
+        "prompts": {"read": 200, "diversity": {"distinct-1": 0.1}, "sources": {"a.jsonl": 200}},
+        "filter": {
+            "lessons": 150,
+            "pairs": 0,
+            "left after": {"answers": 200, "sound": 190, "clean": 160, "lessons": 150},
+            "warnings": ["4 answers left out that touch eval.jsonl"],
+        },
+        "distil": {
+            "models": {"student": {"steps": 69, "memory": {"planned bytes": 1}}, "before": {"steps": 0}}
+        },
+    }
+    page = page_of(finished_run(tmp_path, counts=counts))
+    for words in (
+        "from a.jsonl 200",
+        "not in an evaluation file 160",
+        "To look at: 4 answers left out that touch eval.jsonl.",
+        "Student: steps 69",
+    ):
+        assert words in page.text
+    for noise in ("distinct-1", "planned", "pairs", "before training: steps"):
+        assert noise not in page.text.split("Settings and machine")[0].split("From questions to lessons")[1]
+
+
 def test_sizes_and_shares_read_well() -> None:
     assert [data_size(n) for n in (0, 999, 1000, 999_700, 2_310_000, 57_120_000, 14.1e9)] == [
         "0 bytes", "999 bytes", "1 kB", "1 MB", "2.31 MB", "57.1 MB", "14.1 GB",
     ]  # fmt: skip
     assert percent(0.99996) == "99.996%", "what is not quite all does not read as all"
     assert percent(1) == "100%"
+
+
+def test_losses_are_never_powers_of_ten() -> None:
+    values = (0, 2.78e-5, -3.1e-9, 0.0482, 0.5, 27.4, 999.6, 12_345.6, -5.9)
+    assert [nats(value) for value in values] == [
+        "0", "0.000028", "0", "0.0482", "0.5", "27.4", "1,000", "12,300", "-5.9",
+    ]  # fmt: skip
+    assert [change(value) for value in (2.78e-5, 1e-9, -0.2)] == ["+0.000028", "0", "−0.2"]
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -328,6 +476,58 @@ def test_the_dataset_card_counts_every_step(tmp_path: Path) -> None:
 def test_gguf_fixture_is_a_gguf_file(tmp_path: Path) -> None:
     gguf_file(tmp_path / "a.gguf")
     assert (tmp_path / "a.gguf").read_bytes()[:4] == b"GGUF"
+
+
+OLD = {
+    "exact",
+    "valid_json",
+    "retention",
+    "difference",
+    "loss",
+    "kl",
+    "ece",
+    "brier",
+    "parameters",
+    "file_bytes",
+}
+
+
+def test_a_run_from_before_the_newer_figures_still_has_its_report_and_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No probes, tries, texts, cascades, paces or p among all; no items.jsonl, no answers kept, no new counts."""
+    old = [
+        replace(row, p_holm=None)
+        for row in rows()
+        if row.task in (TASK, "held-out lessons", "size", "training") and row.metric in OLD
+    ]
+    counts = {stage: numbers for stage, numbers in COUNTS.items() if stage != "evaluate"}
+    run = finished_run(tmp_path, results=old, counts=counts | {"evaluate": {"models": 7, "items": 500}})
+    folder = run.folder("evaluate")
+    (folder / "items.jsonl").unlink()
+    shutil.rmtree(folder / "models")
+    recipe = run.path / "recipe.yaml"
+    head, text = recipe.read_text().split("\n", 1)
+    tree = yaml.safe_load(text)
+    for newer in ("probes", "chains", "teacher_files"):
+        tree["evaluate"].pop(newer, None)
+    recipe.write_text(f"{head}\n{yaml.safe_dump(tree)}")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["report", "runs/tickets"])
+    assert done.exit_code == 0, done.output
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, "nothing is measured"
+    page = Words((run.path / "report.html").read_text())
+    assert "90.6%" in page.text
+    assert "None" not in page.text
+    for newer in ("several tries", "Perplexity", "Not probed", "A cascade", "Tokens a second"):
+        assert newer not in page.text, newer
+    assert len(json.loads((run.path / "report.json").read_text())["rows"]) == len(old)
+    second = finished_run(tmp_path, name="newer")
+    done = CliRunner().invoke(app, ["report", "runs/tickets", "runs/newer"])
+    assert done.exit_code == 0, done.output
+    assert "tickets kept no items" in " ".join(done.output.split())
+    assert second.path.is_dir()
 
 
 @pytest.fixture(scope="module")
@@ -441,12 +641,49 @@ def test_every_table_and_link_is_reached_by_the_keyboard(
 
 
 @pytest.mark.parametrize("page", ["report", "comparison"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_disclosure_opens_and_closes_by_the_keyboard(
+    browser: Any, page: str, request: pytest.FixtureRequest
+) -> None:
+    browser.get(request.getfixturevalue(page).as_uri())
+    summaries = browser.find_elements("css selector", "main summary")
+    assert summaries
+    for summary in summaries[:12]:
+        if not summary.is_displayed():
+            continue
+        was = browser.execute_script("arguments[0].focus(); return arguments[0].parentElement.open", summary)
+        for expected in (not was, was):
+            browser.switch_to.active_element.send_keys("\ue007")
+            opened = browser.execute_script("return arguments[0].parentElement.open", summary)
+            assert opened is expected, summary.text
+
+
+def test_every_picture_is_told_in_words_and_every_table_has_a_name(browser: Any, report: Path) -> None:
+    """A reader who sees nothing is told what a plot shows, or passes over a dot whose figure stands beside it."""
+    browser.get(report.as_uri())
+    silent = browser.execute_script(
+        "return [...document.querySelectorAll('svg, img')].filter(e => !(e.getAttribute('role') === 'img' &&"
+        " (e.getAttribute('aria-label') || '').length > 20)).map(e => e.outerHTML.slice(0, 80))"
+        ".concat([...document.querySelectorAll('.track, .bar')].filter(e => !e.closest('[aria-hidden=true]'))"
+        ".map(e => e.outerHTML.slice(0, 80)))"
+        ".concat([...document.querySelectorAll('table')].filter(e => !e.closest('[role=region][aria-label]'))"
+        ".map(e => e.outerHTML.slice(0, 80)))"
+    )
+    assert silent == []
+    empty = browser.execute_script(
+        "return [...document.querySelectorAll('thead th')].filter(e => !e.textContent.trim()).length"
+    )
+    assert empty == 0
+
+
+@pytest.mark.parametrize("page", ["report", "comparison"])
+@pytest.mark.parametrize("scheme", ["light", "dark", "print"])
 def test_what_is_painted_has_contrast_enough(
     browser: Any, page: str, request: pytest.FixtureRequest, scheme: str
 ) -> None:
     """WCAG 2.2 AA as the browser paints it: each text's colour against the nearest ground behind it."""
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    # A browser in dark prints on white paper all the same.
+    features = [{"name": "prefers-color-scheme", "value": "light" if scheme == "light" else "dark"}]
+    media = {"media": "print" if scheme == "print" else "screen", "features": features}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get(request.getfixturevalue(page).as_uri())
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -474,3 +711,4 @@ def test_what_is_painted_has_contrast_enough(
             "#" + "".join(f"{int(c):02x}" for c in re.findall(r"\d+", one)[:3]) for one in pair.split(" on ")
         )
         assert contrast(text, behind) >= 4.5, pair
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})

@@ -27,13 +27,13 @@ from stillroom.contracts.errors import ModelError, RunError, UserError
 from stillroom.contracts.loading import build_recipe
 from stillroom.contracts.runfolder import Manifest, Run
 from stillroom.gguf import export
-from stillroom.serving import create_app, model_file, serve
+from stillroom.serving import Backend, create_app, model_file, serve
 
 LIMIT = 4096
 
 
 @dataclass
-class Backend:
+class StandIn:
     """A small server with llama.cpp's routes; what the question says decides how it misbehaves."""
 
     url: str = ""
@@ -122,7 +122,7 @@ def _reply(kind: str, choice: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def running_backend(backend: Backend) -> Iterator[Backend]:
+def running_backend(backend: StandIn) -> Iterator[StandIn]:
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(backend.app(), handler_cancellation=True)
 
@@ -166,14 +166,14 @@ def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
 
 
 @pytest.fixture
-def backend() -> Iterator[Backend]:
-    with running_backend(Backend()) as backend:
+def backend() -> Iterator[StandIn]:
+    with running_backend(StandIn()) as backend:
         yield backend
 
 
 @pytest.fixture
-def front(backend: Backend) -> Iterator[str]:
-    app = create_app(backend.url, models=["small"], api_key="sesame", max_request_bytes=LIMIT)
+def front(backend: StandIn) -> Iterator[str]:
+    app = create_app({"small": Backend(backend.url)}, api_keys=["sesame", "open"], max_request_bytes=LIMIT)
     with running_front(app) as url:
         yield url
 
@@ -198,7 +198,7 @@ def question(content: str, **more: Any) -> dict[str, Any]:
     return {"model": "small", "messages": [{"role": "user", "content": content}], **more}
 
 
-def test_a_chat_completion_arrives_whole_and_unchanged(front: str, backend: Backend) -> None:
+def test_a_chat_completion_arrives_whole_and_unchanged(front: str, backend: StandIn) -> None:
     sent = b'{ "model":"small",  "messages": [{"role":"user","content":"caf\\u00e9 \xc3\xa9"}], "temperature": 0.10}'
     status, reply = curl(f"{front}/v1/chat/completions", *KEY, data=sent)
     assert status == 200
@@ -207,9 +207,17 @@ def test_a_chat_completion_arrives_whole_and_unchanged(front: str, backend: Back
     assert backend.bodies == [sent], "the body was re-encoded on its way"
 
 
-def test_the_key_of_the_front_never_reaches_the_backend(front: str, backend: Backend) -> None:
+def test_the_key_of_the_front_never_reaches_the_backend(front: str, backend: StandIn) -> None:
     client(front).chat.completions.create(**question("colour?"))
     assert "sesame" not in json.dumps(backend.headers)
+
+
+def test_no_connection_to_the_backend_is_used_twice(front: str, backend: StandIn) -> None:
+    """Under load llama.cpp's server closes those it has kept: the next request on one of them would be a 502."""
+    api = client(front)
+    for _ in range(2):
+        api.chat.completions.create(**question("colour?"))
+    assert [headers.get("Connection") for headers in backend.headers] == ["close", "close"]
 
 
 def test_the_openai_client_reads_chat_answers_and_streams(front: str) -> None:
@@ -226,7 +234,7 @@ def test_the_openai_client_reads_plain_completions_and_their_streams(front: str)
     assert "".join(chunk.choices[0].text for chunk in stream) == "blüe"
 
 
-def test_a_stream_arrives_while_it_is_written_not_at_its_end(front: str, backend: Backend) -> None:
+def test_a_stream_arrives_while_it_is_written_not_at_its_end(front: str, backend: StandIn) -> None:
     stream = client(front).chat.completions.create(**question("endless", stream=True))
     assert next(iter(stream)).choices[0].delta.content == "on "
     assert not backend.hung_up.is_set()
@@ -246,7 +254,7 @@ def test_models_lists_the_names_that_are_served(front: str) -> None:
     "arguments", [(), ("-H", "Authorization: Bearer no"), ("-H", "Authorization: Basic sesame")]
 )
 def test_without_the_right_key_every_v1_route_answers_401(
-    front: str, backend: Backend, arguments: tuple[str, ...]
+    front: str, backend: StandIn, arguments: tuple[str, ...]
 ) -> None:
     for route in ("chat/completions", "models", "nowhere"):
         status, reply = curl(f"{front}/v1/{route}", *arguments)
@@ -260,7 +268,7 @@ def test_a_wrong_key_is_an_authentication_error_to_the_client(front: str) -> Non
         client(front, "guess").chat.completions.create(**question("colour?"))
 
 
-def test_an_unknown_model_is_named_beside_those_that_are_served(front: str, backend: Backend) -> None:
+def test_an_unknown_model_is_named_beside_those_that_are_served(front: str, backend: StandIn) -> None:
     with pytest.raises(openai.NotFoundError, match="`large` does not exist; served here: small") as caught:
         client(front).chat.completions.create(**{**question("colour?"), "model": "large"})
     assert caught.value.code == "model_not_found"
@@ -294,7 +302,7 @@ def test_an_unknown_model_is_named_beside_those_that_are_served(front: str, back
     ],
 )
 def test_a_body_that_is_no_request_is_refused_in_openais_form(
-    front: str, backend: Backend, body: bytes
+    front: str, backend: StandIn, body: bytes
 ) -> None:
     status, reply = curl(f"{front}/v1/chat/completions", *KEY, data=body)
     assert status == 400
@@ -305,7 +313,7 @@ def test_a_body_that_is_no_request_is_refused_in_openais_form(
 
 @pytest.mark.parametrize("arguments", [(), ("-H", "Transfer-Encoding: chunked")], ids=["declared", "chunked"])
 def test_a_body_over_the_limit_is_refused_however_it_is_sent(
-    front: str, backend: Backend, arguments: tuple[str, ...]
+    front: str, backend: StandIn, arguments: tuple[str, ...]
 ) -> None:
     fits = json.dumps(question("")).encode()
     fits = json.dumps(question("x" * (LIMIT - len(fits)))).encode()
@@ -347,14 +355,14 @@ def test_a_backend_that_dies_in_mid_stream_ends_it_with_an_error_event(front: st
     assert words == ["b", "l"]
 
 
-def test_without_a_backend_requests_and_health_answer_503(backend: Backend) -> None:
+def test_without_a_backend_requests_and_health_answer_503(backend: StandIn) -> None:
     dead = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{dead.getsockname()[1]}"
     dead.close()
-    app = create_app(address, models=["small"])
-    with running_front(app) as front:
+    behind = Backend(address)
+    with running_front(create_app({"small": behind})) as front:
         for missing in (address, None):
-            app.state.backend_url = missing
+            behind.url = missing
             assert curl(f"{front}/health")[0] == 503
             status, reply = curl(
                 f"{front}/v1/chat/completions", data=json.dumps(question("colour?")).encode()
@@ -362,11 +370,11 @@ def test_without_a_backend_requests_and_health_answer_503(backend: Backend) -> N
             assert status == 503
             assert reply["error"]["type"] == "server_error"
             assert curl(f"{front}/v1/models")[0] == 200
-        app.state.backend_url = backend.url
+        behind.url = backend.url
         assert client(front, "any").chat.completions.create(**question("colour?")).choices
 
 
-def test_health_needs_no_key_and_follows_the_backend(front: str, backend: Backend) -> None:
+def test_health_needs_no_key_and_follows_the_backend(front: str, backend: StandIn) -> None:
     assert curl(f"{front}/health") == (200, {"status": "ok"})
     backend.healthy = False
     status, reply = curl(f"{front}/health")
@@ -375,7 +383,7 @@ def test_health_needs_no_key_and_follows_the_backend(front: str, backend: Backen
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_client_that_hangs_up_before_the_answer_ends_the_backends_work(
-    front: str, backend: Backend, stream: bool
+    front: str, backend: StandIn, stream: bool
 ) -> None:
     body = json.dumps(question("hang", stream=stream)).encode()
     host, port = front.removeprefix("http://").split(":")
@@ -389,7 +397,7 @@ def test_a_client_that_hangs_up_before_the_answer_ends_the_backends_work(
     assert backend.hung_up.wait(60)
 
 
-def test_many_streams_at_once_do_not_wait_for_each_other(front: str, backend: Backend) -> None:
+def test_many_streams_at_once_do_not_wait_for_each_other(front: str, backend: StandIn) -> None:
     api = client(front)
     held = [api.chat.completions.create(**question("endless", stream=True)) for _ in range(20)]
     assert api.chat.completions.create(**question("colour?")).choices[0].message.content == "blue"
@@ -397,9 +405,86 @@ def test_many_streams_at_once_do_not_wait_for_each_other(front: str, backend: Ba
         stream.close()
 
 
+def metric(url: str, line: str) -> float:
+    """A figure of /metrics, by its name and labels; 0 where it is not there."""
+    text = subprocess.run(
+        ["curl", "-sS", f"{url}/metrics"], capture_output=True, text=True, check=True
+    ).stdout
+    found = [row for row in text.splitlines() if row.startswith(f"{line} ")]
+    return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+
+def test_a_monitor_sees_what_was_answered_refused_and_hung_up_on(front: str, backend: StandIn) -> None:
+    api, chat = client(front), 'route="/v1/chat/completions"'
+    for _ in range(3):
+        api.chat.completions.create(**question("colour?"))
+    with pytest.raises(openai.BadRequestError):
+        api.chat.completions.create(**question("too long"))
+    with pytest.raises(openai.AuthenticationError):
+        client(front, "wrong").chat.completions.create(**question("colour?"))
+    for number in range(4):
+        curl(f"{front}/v1/secret-{number}", *KEY)
+    stream = api.chat.completions.create(**question("endless", stream=True))
+    next(iter(stream))
+    wait_until(lambda: metric(front, "stillroom_requests_running") == 1)
+    stream.close()
+    wait_until(lambda: metric(front, "stillroom_requests_running") == 0)
+    assert metric(front, f'stillroom_requests_total{{{chat},status="200"}}') == 4
+    assert metric(front, f'stillroom_requests_total{{{chat},status="400"}}') == 1
+    assert metric(front, f'stillroom_requests_total{{{chat},status="401"}}') == 1
+    assert metric(front, 'stillroom_requests_total{route="other",status="404"}') == 4
+    assert metric(front, f"stillroom_request_seconds_count{{{chat}}}") == 6
+    assert 0 < metric(front, f"stillroom_first_byte_seconds_sum{{{chat}}}") < 60
+
+
+def test_several_models_are_answered_each_by_its_own(backend: StandIn) -> None:
+    with running_backend(StandIn()) as frontier:
+        behind = {
+            "small": Backend(backend.url),
+            "large": Backend(f"{frontier.url}/v1", model="vendor/large-1", key="secret", local=False),
+        }
+        with running_front(create_app(behind, api_keys=["sesame"])) as url:
+            api = client(url)
+            assert [model.id for model in api.models.list()] == ["small", "large"]
+            for name in ("small", "large"):
+                asked = {**question("colour?", seed=7), "model": name}
+                assert api.chat.completions.create(**asked).choices[0].message.content == "blue"
+            frontier.healthy = False
+            assert curl(f"{url}/health")[0] == 200, "an API elsewhere says nothing of its health"
+            backend.healthy = False
+            assert curl(f"{url}/health")[0] == 503
+    assert [json.loads(body)["model"] for body in backend.bodies] == ["small"]
+    assert json.loads(frontier.bodies[0]) == {**question("colour?", seed=7), "model": "vendor/large-1"}
+    assert frontier.headers[0]["Authorization"] == "Bearer secret"
+    assert "secret" not in repr(behind)
+    assert not any(name.lower() == "authorization" for name in backend.headers[0])
+
+
+def test_one_request_too_many_is_told_to_come_back(backend: StandIn) -> None:
+    app = create_app({"small": Backend(backend.url)}, most_requests=2)
+    with running_front(app) as url:
+        api = client(url)
+        held = [api.chat.completions.create(**question("endless", stream=True)) for _ in range(2)]
+        with pytest.raises(openai.RateLimitError) as caught:
+            api.chat.completions.create(**question("colour?"))
+        assert caught.value.response.headers["retry-after"] == "1"
+        assert [model.id for model in api.models.list()] == ["small"]
+        held.pop().close()
+        assert backend.hung_up.wait(60)
+        wait_until(lambda: metric(url, "stillroom_requests_running") == 1)
+        assert api.chat.completions.create(**question("colour?")).choices
+        held.pop().close()
+
+
+def test_any_of_several_keys_opens(front: str) -> None:
+    assert client(front, "open").models.list().data
+    with pytest.raises(openai.AuthenticationError):
+        client(front, "sesame,open").models.list()
+
+
 def test_an_empty_key_is_refused_rather_than_served() -> None:
     with pytest.raises(UserError, match="API key is empty"):
-        create_app("http://127.0.0.1:1", models=["small"], api_key=" ")
+        create_app({"small": Backend("http://127.0.0.1:1")}, api_keys=[" "])
 
 
 # A model file, served
@@ -482,7 +567,7 @@ def gone(pid: int) -> bool:
 
 
 def test_a_served_file_answers_the_openai_client_and_curl(gguf: Path) -> None:
-    with serving(gguf, api_key="sesame", name="tiny model") as served:
+    with serving(gguf, api_keys=["sesame"], name="tiny model") as served:
         api = client(served.url)
         asked = {**question("hello"), "model": "tiny model", "max_tokens": 12, "temperature": 0}
         asked["extra_body"] = {"ignore_eos": True}  # a random model may end at once
@@ -494,6 +579,7 @@ def test_a_served_file_answers_the_openai_client_and_curl(gguf: Path) -> None:
         pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
         assert "".join(pieces) == whole.choices[0].message.content
         assert len(pieces) > 4
+        assert metric(served.url, 'llamacpp:tokens_predicted_total{model="tiny model"}') == 24
         plain = api.completions.create(
             model="tiny model", prompt="def", max_tokens=5, temperature=0, logprobs=2
         )
@@ -504,8 +590,13 @@ def test_a_served_file_answers_the_openai_client_and_curl(gguf: Path) -> None:
                 **{**asked, "messages": [{"role": "user", "content": "word " * 2000}]}
             )
         assert caught.value.code == "context_length_exceeded"
-        with pytest.raises(openai.BadRequestError):
-            api.chat.completions.create(**{**asked, "messages": "no list"})
+        for nothing in (
+            "no list",
+            [{"content": "no role"}],
+            [{"role": "user", "content": [{"type": "text"}]}],
+        ):
+            with pytest.raises(openai.BadRequestError):
+                api.chat.completions.create(**{**asked, "messages": nothing})
         (example,) = (line for line in served.lines if line.startswith("curl "))
         done = subprocess.run(
             ["sh", "-c", example.replace("curl ", "curl -sS ")],
@@ -519,6 +610,41 @@ def test_a_served_file_answers_the_openai_client_and_curl(gguf: Path) -> None:
         assert gone(child)
         assert served.errors == []
         assert not any("sesame" in line for line in served.lines)
+
+
+def test_no_answer_is_longer_than_the_server_allows(gguf: Path) -> None:
+    with serving(gguf, most_tokens=7) as served:
+        api = client(served.url)
+        asked = {**question("hello"), "model": "tiny-F16", "extra_body": {"ignore_eos": True}}
+        answer = api.chat.completions.create(**asked)
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 7
+        assert answer.choices[0].finish_reason == "length"
+        for name in ("max_tokens", "max_completion_tokens"):
+            for length in (8, -1):
+                with pytest.raises(openai.BadRequestError, match="at most 7") as caught:
+                    api.chat.completions.create(**asked, **{name: length})
+                assert caught.value.param == name
+
+
+def test_it_keeps_to_its_own_openapi_document(gguf: Path, tmp_path: Path) -> None:
+    with serving(gguf, api_keys=["sesame"], most_tokens=4) as served:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "schemathesis.cli", "run", f"{served.url}/openapi.json"),
+                *("-H", "Authorization: Bearer sesame", "--phases", "coverage,fuzzing"),
+                *("--max-examples", "15", "--seed", "1", "--no-color"),
+                # llama.cpp takes many a thing that it need not, and a conversation may be longer than its context.
+                *("--exclude-checks", "negative_data_rejection,positive_data_acceptance"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            cwd=tmp_path,  # it keeps a folder of its own there
+        )
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+        assert served.errors == []
+        assert not served.said("died")
 
 
 def test_a_model_server_that_dies_is_started_again_and_the_reader_is_told(gguf: Path) -> None:
@@ -588,7 +714,7 @@ def test_a_taken_port_is_named_before_the_model_is_loaded(gguf: Path) -> None:
         ({"host": "203.0.113.7"}, "is not an address of this machine"),
         ({"host": "no such host"}, "is not an address of this machine"),
         ({"port": 70_000}, "there is no such port"),
-        ({"api_key": ""}, "the API key is empty"),
+        ({"api_keys": [""]}, "the API key is empty"),
     ],
 )
 def test_an_address_or_key_that_cannot_be_used_is_a_user_error(

@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from stillroom import __version__
-from stillroom.cli import advising, books, filtering, machine, models, runs, starting, teaching, writing
+from stillroom.cli import (
+    advising,
+    books,
+    filtering,
+    machine,
+    models,
+    runs,
+    serving,
+    starting,
+    teaching,
+    writing,
+)
 from stillroom.contracts.errors import Fault, StillroomError
 
 app = typer.Typer(
@@ -21,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Start with: stillroom init tickets, then stillroom run tickets",
 )
-for _room in (starting, advising, runs, filtering, models, writing, teaching, machine):
+for _room in (starting, advising, runs, filtering, models, serving, writing, teaching, machine):
     app.add_typer(_room.verbs)
 app.add_typer(books.book_app, name="book", help="Look at lesson books, check, join and divide them.")
 

@@ -1,9 +1,8 @@
-"""What can be done with a model: measure it, serve it."""
+"""What can be done with a model: measure it."""
 
 from __future__ import annotations
 
 import enum
-import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -35,18 +34,30 @@ class Score(enum.Enum):
 )
 def evaluate(
     path: Annotated[
-        Path, typer.Argument(help="A run folder, a Hugging Face or ONNX folder or a .gguf file.")
+        Path,
+        typer.Argument(
+            help="A run folder, a Hugging Face or ONNX folder or a .gguf file; with --api a model's name."
+        ),
     ],
     file: Annotated[Optional[Path], typer.Option(help="Items to measure a model on.")] = None,  # noqa: UP045
     score: Annotated[Score, typer.Option(help="How answers are held against the right ones.")] = Score.json,
-    tokenizer: Annotated[Optional[str], typer.Option(help="Tokenizer folder of a .gguf file.")] = None,  # noqa: UP045
+    tokenizer: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Tokenizer folder of a .gguf file, or of an API's model that ranks options or reads texts."
+        ),
+    ] = None,
+    api: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Base URL of an OpenAI-compatible API, whose key is in $OPENAI_API_KEY."),
+    ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use at most this many items.")] = None,  # noqa: UP045
 ) -> None:
     """Measure a run's models again, or any model on a file of questions with right answers."""
     from stillroom.contracts.runfolder import Run
     from stillroom.display import open_progress
 
-    if Run.is_run(path):
+    if api is None and Run.is_run(path):
         from stillroom.pipeline import run_pipeline
 
         found = Run.open(path)
@@ -63,7 +74,8 @@ def evaluate(
     from stillroom.evaluation import ModelSpec, evaluate, kind_of
     from stillroom.stages.evaluate import read_file
 
-    spec = ModelSpec(path.name, kind_of(path), str(path), tokenizer=tokenizer)
+    kind = kind_of(path) if api is None else "api"
+    spec = ModelSpec(path.name, kind, str(path), tokenizer=tokenizer, api=api)
     task = read_file(Task(file=str(file), score=score.value, limit=limit), file)
     for row in evaluate([spec], [task], progress=open_progress()).rows:
         if row.at is None:
@@ -71,31 +83,3 @@ def evaluate(
                 f"  [{row.low:.4f}, {row.high:.4f}]" if row.low is not None and row.high is not None else ""
             )
             print(f"{row.metric:<24} {row.value:{',.0f' if row.value >= 1000 else ',.4f'}}{interval}")
-
-
-@verbs.command(epilog="Examples: stillroom serve runs/tickets; stillroom serve model.gguf --port 8081")
-def serve(
-    path: Annotated[Path, typer.Argument(help="A run folder or a .gguf file.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
-    context: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Context length of a conversation, in tokens. Empty: the run's export.context."),
-    ] = None,
-    parallel: Annotated[int, typer.Option(help="Conversations at a time.")] = 4,
-    api_key_env: Annotated[
-        str, typer.Option(help="Variable with the key that clients must send, if any.")
-    ] = "STILLROOM_API_KEY",
-) -> None:
-    """Serve the student with an OpenAI-compatible API: chat completions, completions, models."""
-    from stillroom.serving import serve as serve_file
-
-    serve_file(
-        path,
-        host=host,
-        port=port,
-        context=context,
-        parallel=parallel,
-        api_key=os.environ.get(api_key_env) or None,
-        announce=print,
-    )

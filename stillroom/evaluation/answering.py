@@ -16,7 +16,7 @@ from stillroom.contracts.errors import ServiceFault
 from stillroom.contracts.files import SyncedLines, read_lines
 from stillroom.contracts.records import Answerer, Reply, Request, Sampling, content_key, from_line
 from stillroom.evaluation.job import ModelSpec
-from stillroom.evaluation.results import Figures
+from stillroom.evaluation.results import Figures, ModelResult, Written
 from stillroom.evaluation.scoring import Verdict, judge
 from stillroom.evaluation.tasks import EvaluationTask, Item
 from stillroom.models.chat_completions import ChatReply, ChatRequest
@@ -31,8 +31,9 @@ def answer_tasks(
     advance: Advance,
     *,
     trusted: bool = False,
-) -> tuple[dict[str, list[Verdict]], Figures]:
-    """Verdicts by task, of those whose answers are written, and what writing took.
+) -> ModelResult:
+    """Verdicts by task, of those whose answers are written, or the answers where a judge is to look at them, and what
+    writing took.
 
     All tasks go through one stream, so that batches stay full; equal questions are asked once. An item's tools are declared
     to the model.
@@ -81,13 +82,19 @@ def answer_tasks(
     seconds = time.perf_counter() - started
     if spec.kind == "api":
         _refuse_failures(spec, replies)
-    verdicts = {
-        task.name: _judged(task, [[replies[key] for key in several] for several in keys[task.name]], trusted)
-        for task in tasks
-    }
+    given = {task.name: [[replies[key] for key in several] for several in keys[task.name]] for task in tasks}
     asked = len(questions) - len(kept)
-    return verdicts, Figures(
-        prompt_tokens=prompt_tokens, generated_tokens=generated, questions=asked, seconds=seconds
+    return ModelResult(
+        spec.name,
+        {task.name: _verdicts(task, given[task.name], trusted) for task in tasks if not task.judged},
+        figures=Figures(
+            prompt_tokens=prompt_tokens, generated_tokens=generated, questions=asked, seconds=seconds
+        ),
+        written={
+            task.name: [Written(reply.text, reply.finish) for reply, *_ in given[task.name]]
+            for task in tasks
+            if task.judged
+        },
     )
 
 
@@ -130,7 +137,7 @@ def _greedy(spec: ModelSpec, max_new_tokens: int) -> Sampling:
     return Sampling(0.0, max_new_tokens=max_new_tokens, top_logprobs=int(spec.logprobs))
 
 
-def _judged(task: EvaluationTask, replies: list[list[Reply]], trusted: bool) -> list[Verdict]:
+def _verdicts(task: EvaluationTask, replies: list[list[Reply]], trusted: bool) -> list[Verdict]:
     """A verdict an item, from its one reply or its several."""
 
     def one(item: Item, several: list[Reply]) -> Verdict:

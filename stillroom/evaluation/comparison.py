@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from stillroom.contracts.records import ResultRow
+from stillroom.evaluation.preference import preference_rows
 from stillroom.evaluation.results import Figures, Likelihood, ModelResult
 from stillroom.evaluation.scoring import Verdict
 from stillroom.stats import (
@@ -58,6 +59,8 @@ def compare_models(
         for task, verdicts in result.verdicts.items():
             rows += _quality(result.name, task, verdicts)
             rows += _calibration(result.name, task, verdicts, seed)
+        for task, written in result.written.items():
+            rows += preference_rows(result.name, task, written, teacher, seed)
         for task, likelihood in result.likelihoods.items():
             rows += _likelihood(result.name, task, likelihood, seed)
         rows += _cost(result.name, result.figures)

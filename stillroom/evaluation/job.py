@@ -23,7 +23,8 @@ class ModelSpec:
         kind: `local` (a Hugging Face folder or hub id), `gguf` (a file) or `api`; of those that choose among classes
             `classifier` (a Hugging Face folder or hub id) or `onnx` (a folder with model.onnx).
         path: the folder, hub id or file; the model's name at an API.
-        tokenizer: folder or hub id of the tokenizer, for `gguf`; empty: the model's own folder.
+        tokenizer: folder or hub id of the tokenizer, for `gguf`; empty: the model's own folder. For `api`, of the server's,
+            where it ranks options or predicts texts.
         api: base URL, for `api`.
         api_key_env: the environment variable that holds the key; the key itself never comes here.
         logprobs: ask an API for log-probabilities, which not all give and without which it has no confidence.
@@ -81,10 +82,8 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Items and lessons in all; an API only writes, since it does not tell what it thinks of given texts."""
-        return sum(
-            len(task.written) * task.samples if self.spec.kind == "api" else task.size for task in self.tasks
-        )
+        """Items and lessons in all; an API's log-probabilities of lessons are not asked for."""
+        return sum(task.size for task in self.tasks if self.spec.kind != "api" or task.score != "likelihood")
 
     def to_json(self) -> str:
         """As JSON text."""

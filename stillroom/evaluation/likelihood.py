@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,9 +32,21 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class Reader(Protocol):
+    """A model that tells no more than the log-probabilities of a row's own tokens, as a server does."""
+
+    renderer: Renderer
+    context: int | None
+
+    def logprobs(self, rows: Iterable[Rendered]) -> Iterator[Tensor]:
+        """For each row, in order, [selected]: natural log-probabilities of its masked tokens."""
+        ...
+
+
 @torch.inference_mode()
 def likelihood(
-    model: Scorer,
+    model: Scorer | Reader,
     teacher: Scorer | None,
     lessons: list[Lesson],
     max_length: int,
@@ -45,7 +57,7 @@ def likelihood(
     """Loss and KL of each lesson's answer tokens, streaming; nothing is kept but sums.
 
     Args:
-        teacher: live beside the model. Its KL is left out where its tokens are not the model's.
+        teacher: live beside the model. Its KL is left out where its tokens are not the model's, and that of a `Reader`.
         max_length: longer lessons, in tokens, are left out, as in training.
         advance: called once a lesson.
         texts: the lessons are texts: their bytes are counted, and longer ones, or those that a model cannot read at once,
@@ -55,7 +67,9 @@ def likelihood(
         DataError: every lesson is too long.
     """
     rendered = (model.renderer.lesson(item.messages, item.complete, item.tools) for item in lessons)
-    if teacher is not None and teacher.renderer.tokenizer_hash != model.renderer.tokenizer_hash:
+    if isinstance(model, Reader) or (
+        teacher is not None and teacher.renderer.tokenizer_hash != model.renderer.tokenizer_hash
+    ):
         teacher = None
     if texts:
         pieces = [list(_pieces(row, _longest(max_length, model, teacher))) for row in rendered]
@@ -85,7 +99,7 @@ def likelihood(
     return found
 
 
-def _longest(max_length: int, *models: Scorer | None) -> int:
+def _longest(max_length: int, *models: Scorer | Reader | None) -> int:
     """Tokens that all of these can read at once."""
     contexts = (model.context for model in models if model is not None)
     return min([max_length, *(context for context in contexts if context is not None)])
@@ -106,8 +120,13 @@ def _bytes(renderer: Renderer, text: str) -> int:
     return len(text[0 if whole else starts[1] if len(starts) > 1 else len(text) :].encode())
 
 
-def _each(model: Scorer, teacher: Scorer | None, rows: list[Rendered]) -> Iterator[tuple[float, float]]:
+def _each(
+    model: Scorer | Reader, teacher: Scorer | None, rows: list[Rendered]
+) -> Iterator[tuple[float, float]]:
     """Loss and KL of each row."""
+    if isinstance(model, Reader):
+        yield from ((-float(logprobs.sum()), 0.0) for logprobs in model.logprobs(rows))
+        return
     theirs: Iterator[Tensor | None] = repeat(None) if teacher is None else iter(teacher.logits(rows))
     for row, logits, wanted in zip(rows, model.logits(rows), theirs, strict=False):
         yield _sums(row, logits, wanted)

@@ -71,6 +71,39 @@ def open_model(spec: ModelSpec, settings: Settings) -> Any:
     return ApiModel(spec.api, spec.path, api_key_env=spec.api_key_env, concurrency=settings.concurrency)
 
 
+def open_reader(spec: ModelSpec, settings: Settings) -> Any:
+    """What an API's server thinks of given texts: a `Ranker` that has shown that it can tell.
+
+    Raises:
+        TeacherError: the server does not tell, or there is no tokenizer to say its tokens by.
+        ModelError: the tokenizer cannot be loaded, or is not the server's.
+        ServiceFault: the server keeps failing.
+    """
+    # Not at the top: these bring torch and the tokenizers' library, which an API that only writes does without.
+    from stillroom.models.endpoint import Endpoint
+    from stillroom.models.rendering import Renderer
+    from stillroom.models.vllm_scoring import VllmScorer
+
+    assert spec.api is not None
+    endpoint = Endpoint.of(spec.api, spec.api_key_env)
+    if spec.tokenizer is None:
+        endpoint.refuse(
+            "is to read given texts, and its tokenizer is not known",
+            "no tokenizer",
+            "name its folder or hub id: teacher.tokenizer, or --tokenizer",
+        )
+    reader = VllmScorer(
+        endpoint,
+        spec.path,
+        Renderer.load(spec.tokenizer, trust_remote_code=spec.trust_remote_code),
+        top=1,
+        concurrency=settings.concurrency,
+        instead="leave it out of tasks with `score: likeliest` or `perplexity` (teacher: false), or give them another score",
+    )
+    reader.check()
+    return reader
+
+
 def weigh(model: Any, spec: ModelSpec, figures: Figures) -> Figures:
     """The figures with what the model costs: parameters, bytes on disk, and the most memory held so far."""
     figures = replace(figures, peak_memory_bytes=peak_resident(), peak_gpu_memory_bytes=peak_gpu() or None)

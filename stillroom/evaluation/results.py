@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from stillroom.evaluation.pace import Pace
 from stillroom.evaluation.scoring import Verdict
+
+Outcome = Literal["win", "tie", "loss", "unreadable"]
+"""What a judge says of an answer beside the teacher's."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer that is neither right nor wrong."""
+
+    text: str
+    finish: str = "stop"
+    outcome: Outcome | None = None
+    """None: of the teacher's own, and before a judge was asked."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,8 @@ class ModelResult:
     verdicts: dict[str, list[Verdict]] = field(default_factory=dict)
     likelihoods: dict[str, Likelihood] = field(default_factory=dict)
     figures: Figures = field(default_factory=Figures)
+    written: dict[str, list[Written]] = field(default_factory=dict)
+    """Answers to the questions of tasks that a judge looks at."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -80,6 +95,7 @@ class ModelResult:
             {task: [Verdict(**item) for item in items] for task, items in tree["verdicts"].items()},
             {task: Likelihood(**item) for task, item in tree["likelihoods"].items()},
             _figures(tree["figures"]),
+            {task: [Written(**item) for item in items] for task, items in tree.get("written", {}).items()},
         )
 
 

@@ -31,7 +31,7 @@ class Item:
 
     messages: list[Message]
     reference: str
-    """Empty where only quotes are looked at."""
+    """Empty where only quotes are looked at, or a judge looks."""
     tools: list[dict[str, Any]] | None = None
     """Declarations of the tools that may be called, in OpenAI's form."""
     document: str | None = None
@@ -79,6 +79,16 @@ class EvaluationTask:
     def written(self) -> list[Item]:
         """The items that a model writes answers to; none where it chooses or predicts."""
         return [] if self.score == "likeliest" else self.items or []
+
+    @property
+    def judged(self) -> bool:
+        """Whether its answers are neither right nor wrong, but better or worse than the teacher's."""
+        return self.score == "judge"
+
+    @property
+    def texts(self) -> list[Lesson]:
+        """Those of its lessons that are texts."""
+        return self.lessons or [] if self.score == "perplexity" else []
 
     @property
     def ranked(self) -> list[Item]:
@@ -257,7 +267,7 @@ def _item(
 ) -> Item:
     messages, reference = conversation_of(line, where)
     declared = _tools(line.get("tools", tools), where)
-    if reference is None and score != "quotes":
+    if reference is None and score not in ("quotes", "judge"):
         raise DataError(
             f"{where} has no reference",
             got=", ".join(line),

@@ -15,7 +15,7 @@ from stillroom.contracts.child import Advance
 from stillroom.contracts.records import PROBE, Lesson
 from stillroom.evaluation.answering import answer_tasks
 from stillroom.evaluation.job import Job, ModelSpec, Settings
-from stillroom.evaluation.opening import load_libraries, open_model, weigh
+from stillroom.evaluation.opening import load_libraries, open_model, open_reader, weigh
 from stillroom.evaluation.pace import Pace, measure_pace
 from stillroom.evaluation.results import Likelihood, ModelResult
 
@@ -29,14 +29,17 @@ def measure(job: Job, advance: Advance) -> ModelResult:
     """Everything about one model: answers first, then what it costs, then the held-out lessons.
 
     Raises:
-        ModelError, TeacherError: a model cannot be loaded or reached.
+        ModelError, TeacherError: a model cannot be loaded or reached, or an API does not tell what a task asks.
         ServiceFault: an API failed on some items.
         DataError: a task does not fit the model.
     """
+    reads = any(task.ranked or task.texts for task in job.tasks)
+    # Before anything is asked that may cost something.
+    reader = open_reader(job.spec, job.settings) if reads and job.spec.kind == "api" else None
     libraries = load_libraries(job.spec.kind)
     with _opened(job.spec, job.settings) as model:
         answers = Path(job.answers) if job.answers else None
-        verdicts, figures = answer_tasks(
+        found = answer_tasks(
             model,
             job.spec,
             job.tasks,
@@ -46,23 +49,37 @@ def measure(job: Job, advance: Advance) -> ModelResult:
             trusted=job.settings.trusted,
         )
         if job.spec.kind == "api":
-            return ModelResult(job.spec.name, verdicts, {}, figures)
+            return _read(reader, job, found, advance) if reader else found
+        figures, writes = found.figures, bool(found.verdicts or found.written)
         if any(task.ranked for task in job.tasks):
             # Not at the top: it brings the tokenizers' library, which an API's process does without.
             from stillroom.evaluation.ranking import rank_tasks
 
             chosen, choosing = rank_tasks(model, job.tasks, advance)
             # A model's speed is that of its writing, where it writes.
-            verdicts, figures = verdicts | chosen, figures if verdicts else choosing
+            found, figures = (
+                replace(found, verdicts=found.verdicts | chosen),
+                figures if writes else choosing,
+            )
         if job.spec.kind in ("local", "gguf"):
             advance(0, "one by one")
             figures = replace(figures, pace=_pace(model, job))
         lessons = {task.name: task.lessons for task in job.tasks if task.lessons}
-        if lessons and not verdicts:
+        if lessons and not (writes or found.verdicts):
             _warm_up(model, next(iter(lessons.values()))[0], job.settings.max_length)
         # Before the teacher comes in: its memory is not this model's.
         figures = weigh(model, job.spec, replace(figures, libraries_memory_bytes=libraries))
-        return ModelResult(job.spec.name, verdicts, _likelihoods(model, job, lessons, advance), figures)
+        return replace(found, likelihoods=_likelihoods(model, job, lessons, advance), figures=figures)
+
+
+def _read(reader: Any, job: Job, found: ModelResult, advance: Advance) -> ModelResult:
+    """What was found out about an API's model, with what its server thinks of options and texts."""
+    from stillroom.evaluation.ranking import rank_tasks
+
+    chosen, _ = rank_tasks(reader, job.tasks, advance)
+    texts = {task.name: task.texts for task in job.tasks if task.texts}
+    likelihoods = _likelihoods(reader, replace(job, teacher=None), texts, advance)
+    return replace(found, verdicts=found.verdicts | chosen, likelihoods=likelihoods)
 
 
 @contextmanager

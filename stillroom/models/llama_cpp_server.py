@@ -39,6 +39,7 @@ class LlamaServer:
         parallel: conversations answered at once; a further one waits.
         threads: CPU threads; default what llama.cpp finds best.
         alias: the model's name in requests and answers; default the file's name without its ending.
+        most_tokens: that an answer has at most where a request names no length of its own.
         draft: the .gguf file of a smaller model with the same tokens, which writes ahead (speculative decoding);
             answers stay those of the model.
         draft_tokens: how many tokens it writes ahead at most.
@@ -57,6 +58,7 @@ class LlamaServer:
         parallel: int = 4,
         threads: int | None = None,
         alias: str | None = None,
+        most_tokens: int | None = None,
         draft: str | Path | None = None,
         draft_tokens: int = 8,
         wait_seconds: float = 600.0,
@@ -72,6 +74,7 @@ class LlamaServer:
             "parallel": parallel,
             "threads": threads,
             "alias": self.alias,
+            "most_tokens": most_tokens,
             "draft": None if draft is None else os.fspath(Path(draft).resolve()),
             "draft_tokens": draft_tokens,
         }
@@ -181,8 +184,11 @@ def _serve(settings: dict) -> None:
     # Any other origin would let every web page that the user visits talk to the model.
     params.cors_origins = "localhost"
     params.offline = True
+    params.endpoint_metrics = True
     if settings["threads"]:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
+    if settings["most_tokens"]:
+        params.n_predict = settings["most_tokens"]
     if settings["draft"]:
         params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
         params.speculative.draft.mparams.path = settings["draft"]

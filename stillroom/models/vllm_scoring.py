@@ -8,10 +8,10 @@ probable tokens and the prompt's own, under their ids, with natural logarithms o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import aiohttp
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stillroom.contracts.errors import ModelError, ServiceFault
 from stillroom.models.endpoint import Endpoint
-from stillroom.models.rendering import Rendered, Renderer
+from stillroom.models.rendering import Branches, Rendered, Renderer
 from stillroom.models.retrying import ATTEMPTS, Passing, fault_of, until_it_works
 
 MOST = 20
@@ -29,11 +29,15 @@ _AHEAD = 4
 _COMPARED = 256
 """Tokens whose texts are compared before server and tokenizer are taken to mean the same by an id."""
 _STRANGE = 0.1
+_ROUNDING = 1e-3
 Entries = dict[str, dict[str, Any]]
+T = TypeVar("T")
+_Read: TypeAlias = Callable[[Sequence[int], Sequence[Entries]], T]
+"""What is made of a text's own tokens and of what is listed at their places."""
 
 
 class VllmScorer:
-    """Tells the most probable tokens at the places of given texts.
+    """Tells the most probable tokens at the places of given texts, or how probable the texts' own are.
 
     Args:
         endpoint: where vLLM's server is.
@@ -43,7 +47,11 @@ class VllmScorer:
         concurrency: requests in flight.
         timeout: seconds for one answer.
         first_wait: seconds before the first retry; they double from there.
+        instead: what to do, said of a server that cannot.
     """
+
+    context: int | None = None
+    """Tokens that it reads at once, which the server says only when there are more."""
 
     def __init__(
         self,
@@ -55,12 +63,14 @@ class VllmScorer:
         concurrency: int = 16,
         timeout: float = 600.0,
         first_wait: float = 1.0,
+        instead: str = "set teach.signal.source to top_logprobs",
     ) -> None:
         self.endpoint, self.model, self.renderer, self.top = endpoint, model, renderer, top
         self._concurrency, self._first_wait = concurrency, first_wait
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, 30))
         self._url = f"{endpoint.url}/completions"
         self._compared = 0
+        self._instead = instead
 
     def top_logprobs(self, rows: Iterable[Rendered]) -> Iterator[tuple[Tensor, Tensor]]:
         """The teacher's most probable tokens wherever a row's mask is set.
@@ -77,18 +87,49 @@ class VllmScorer:
             ModelError: its token ids mean other texts.
             ServiceFault: it keeps failing.
         """
+        return self._each(rows, lambda own, entries: self._tensors(entries))
+
+    def logprobs(self, rows: Iterable[Rendered]) -> Iterator[Tensor]:
+        """How probable a row's own tokens are wherever its mask is set.
+
+        Yields:
+            For each row, in order, natural log-probabilities float64 `[selected]`.
+
+        Raises:
+            As `top_logprobs`.
+        """
+        return self._each(rows, self._own)
+
+    def rank(self, questions: Iterable[Branches]) -> Iterator[list[float]]:
+        """How likely each of several answers is, as `LocalModel.rank`; errors as `top_logprobs`."""
+        remaining = iter(questions)
+        while window := list(islice(remaining, self._concurrency)):
+            sums = (float(one.sum()) for one in self.logprobs(row for asked in window for row in asked.rows))
+            for asked in window:
+                yield list(islice(sums, len(asked.tails)))
+
+    def check(self) -> None:
+        """Have a text of two tokens read, so that a server that cannot is refused before anything else is asked of it.
+
+        Raises:
+            As `top_logprobs`.
+        """
+        ids = (self.renderer.text("Yes.").ids * 2)[:2]
+        list(self.logprobs([Rendered(ids, [False, True])]))
+
+    def _each(self, rows: Iterable[Rendered], read: _Read[T]) -> Iterator[T]:
         remaining = iter(rows)
         with asyncio.Runner() as runner:
             while window := list(islice(remaining, _AHEAD * self._concurrency)):
-                yield from runner.run(self._window(window))
+                yield from runner.run(self._window(window, read))
 
-    async def _window(self, rows: Sequence[Rendered]) -> list[tuple[Tensor, Tensor]]:
+    async def _window(self, rows: Sequence[Rendered], read: _Read[T]) -> list[T]:
         connector = aiohttp.TCPConnector(limit=self._concurrency)
         async with aiohttp.ClientSession(
             headers=self.endpoint.headers, timeout=self._timeout, connector=connector
         ) as session:
             places = asyncio.Semaphore(self._concurrency)
-            tasks = [asyncio.ensure_future(self._row(session, places, row)) for row in rows]
+            tasks = [asyncio.ensure_future(self._row(session, places, row, read)) for row in rows]
             try:
                 return await asyncio.gather(*tasks)
             finally:
@@ -96,23 +137,23 @@ class VllmScorer:
                     task.cancel()
 
     async def _row(
-        self, session: aiohttp.ClientSession, places: asyncio.Semaphore, row: Rendered
-    ) -> tuple[Tensor, Tensor]:
+        self, session: aiohttp.ClientSession, places: asyncio.Semaphore, row: Rendered, read: _Read[T]
+    ) -> T:
         selected = [place for place, wanted in enumerate(row.mask) if wanted]
         if not selected:
-            return torch.zeros(0, self.top, dtype=torch.int64), torch.zeros(0, self.top, dtype=torch.float64)
+            return read([], [])
         async with places:
             listed = _listed(await self._ask(session, row))
         if listed is None or len(listed) != len(row.ids):
             self.endpoint.refuse(
                 "gives no log-probabilities of prompts",
                 f"{'no' if listed is None else len(listed)} prompt_logprobs for {len(row.ids)} tokens",
-                "use vLLM's own server, or set teach.signal.source to top_logprobs",
+                f"use vLLM's own server, or {self._instead}",
             )
         entries = [listed[place] or {} for place in selected]
         own = [row.ids[place] for place in selected]
         self._compare(own, entries)
-        return self._tensors(entries)
+        return read(own, entries)
 
     async def _ask(self, session: aiohttp.ClientSession, row: Rendered) -> Any:
         body = {
@@ -145,12 +186,12 @@ class VllmScorer:
             self.endpoint.refuse(
                 f"does not know the model {self.model}, or has no /completions",
                 said,
-                f"check teacher.model and teacher.api; {self.endpoint.url}/models lists what is there",
+                f"check teacher.model and teacher.api; {self.endpoint.url}/models lists what is there; or {self._instead}",
             )
         self.endpoint.refuse(
             f"does not read a text of {tokens:,} tokens for {self.top} log-probabilities a place",
             said,
-            f"start vLLM with --max-logprobs {self.top}, or set distil.max_length to less than its context",
+            f"start vLLM with --max-logprobs {self.top}, set distil.max_length to less than its context, or {self._instead}",
         )
 
     def _compare(self, own: Sequence[int], entries: Sequence[Entries]) -> None:
@@ -174,7 +215,24 @@ class VllmScorer:
             got=got,
             expected="the student's tokenizer at the server",
             do="choose a student of the teacher's family, or learn from its text alone: "
-            "distil.loss: {hard: 1, soft: 0} and teach.signal.kind: none",
+            "distil.loss: {hard: 1, soft: 0} and teach.signal.kind: none; where it is only measured, name its tokenizer",
+        )
+
+    def _own(self, own: Sequence[int], entries: Sequence[Entries]) -> Tensor:
+        found = [
+            float(entry.get(str(token), {}).get("logprob", torch.nan))
+            for token, entry in zip(own, entries, strict=True)
+        ]
+        logprobs = torch.tensor(found, dtype=torch.float64)
+        if bool((~(logprobs <= _ROUNDING)).any()):
+            self._no_logprobs(f"{float(logprobs.max()):.4f} for a token of the text")
+        return logprobs
+
+    def _no_logprobs(self, got: str) -> NoReturn:
+        self.endpoint.refuse(
+            "gives numbers that are no log-probabilities",
+            got,
+            "start vLLM without --logprobs-mode, so that it gives raw_logprobs",
         )
 
     def _tensors(self, entries: Sequence[Entries]) -> tuple[Tensor, Tensor]:
@@ -191,12 +249,8 @@ class VllmScorer:
                 [token for _, token in best] + list(islice(spare, self.top - len(best)))
             )
             logprobs[place, : len(best)] = torch.tensor([value for value, _ in best], dtype=torch.float64)
-        if bool((~(logprobs.exp().sum(-1) <= 1.001)).any()):
-            self.endpoint.refuse(
-                "gives numbers that are no log-probabilities",
-                f"probabilities that sum to {float(logprobs.exp().sum(-1).max()):.4f}",
-                "start vLLM without --logprobs-mode, so that it gives raw_logprobs",
-            )
+        if bool((~(logprobs.exp().sum(-1) <= 1 + _ROUNDING)).any()):
+            self._no_logprobs(f"probabilities that sum to {float(logprobs.exp().sum(-1).max()):.4f}")
         return ids, logprobs
 
 

@@ -77,7 +77,7 @@ def _held_out(run: Run) -> dict[str, Any]:
         if task.file and (task.form != "auto" or task.pattern)
     }
     apart = [run.recipe.route.file] if run.recipe.route and run.recipe.route.file else []
-    return _contents(run, [task.file for task in tasks if task.file] + rule.decontaminate + apart) | read
+    return _contents(run, run.recipe.evaluate.files + rule.decontaminate + apart) | read
 
 
 def _source(run: Run, source: PromptSource) -> dict[str, Any]:
@@ -192,16 +192,22 @@ def _evaluate(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     tools = recipe.teach.parameters.get("tools")
     # Only what is used: runs from before there were teacher's files, probes, ranked options and several samples still hold.
-    unused = {name for name in ("teacher_files", "probes") if not getattr(recipe.evaluate, name)}
+    unused = {name for name in ("teacher_files", "probes", "chains") if not getattr(recipe.evaluate, name)}
     found = recipe.evaluate.model_dump(mode="json", exclude=unused)
     for task in found["tasks"]:
         if task["score"] != "likeliest":
             del task["options"]
         if task["samples"] == 1:
             del task["samples"], task["temperature"]
-    return {
+        if task["teacher"]:
+            del task["teacher"]
+        if task["judge"] is None:
+            del task["judge"]
+    judges = {task.title: task.judge for task in recipe.evaluate.tasks if task.judge and not task.judge.api}
+    own = {name: teacher_identity(judge, run.base) for name, judge in judges.items()}
+    return ({"judges": own} if own else {}) | {
         "evaluate": found,
-        "items": _contents(run, [task.file for task in recipe.evaluate.tasks if task.file]),
+        "items": _contents(run, recipe.evaluate.files),
         "teach": {"system": recipe.teach.system} | ({"tools": tools} if tools else {}),
         "seed": recipe.seed,
     }
@@ -296,7 +302,10 @@ STAGES = (
         trains=lambda recipe: bool(recipe.aware_files),
     ),
     Stage(
-        "evaluate", _evaluate, reads=("filter", "distil", "align", "quantise"), keeps=("models", *_TEACHERS)
+        "evaluate",
+        _evaluate,
+        reads=("filter", "distil", "align", "quantise"),
+        keeps=("models", "judgements.jsonl", *_TEACHERS),
     ),
     # What both models answered has marks of its own.
     Stage(

@@ -71,7 +71,7 @@ def check(run: Run) -> None:
 
     Raises:
         DataError: a file that the recipe names is not there, or an evaluation's holds what its score cannot judge.
-        TeacherError: the teacher is still to be asked, and its terms forbid this.
+        TeacherError: the teacher is still to be asked, and its terms forbid this, or it cannot be measured on a task.
         ModelError: a model is not there, or teacher and student do not share a vocabulary.
     """
     run = parts(run)[0]  # what comes later in a chain waits for models that are not there yet
@@ -82,6 +82,9 @@ def check(run: Run) -> None:
         own = run.locate(teacher.prices) if teacher.prices else None
         terms = terms_of(teacher.model, base_url(teacher.api) if teacher.api else None, own)
         check_terms(teacher.model, terms, accepted=teacher.accept_terms)
+        from stillroom.stages.evaluate import check_teacher
+
+        check_teacher(run)
     if any(item.reason for item in ahead if item.stage.name in ("teach", "distil")):
         from stillroom.stages.evaluate import check_files
 

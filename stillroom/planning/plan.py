@@ -99,9 +99,8 @@ def _missing_lines(run: Run) -> Iterator[str]:
     """What later stages read and is not there; the questions' own files are read by whoever counts them."""
     recipe = run.recipe
     replay = [recipe.distil.replay.file] if recipe.distil.replay else []
-    tasks = [task.file for task in recipe.evaluate.tasks if task.file]
     apart = [recipe.route.file] if recipe.route and recipe.route.file else []
-    for name in dict.fromkeys([*replay, *tasks, *recipe.filter.decontaminate, *apart]):
+    for name in dict.fromkeys([*replay, *recipe.evaluate.files, *recipe.filter.decontaminate, *apart]):
         if not name.startswith("hub:") and not run.locate(name).exists():
             yield f"  missing: {run.locate(name)}; check the path, it is relative to the recipe"
 

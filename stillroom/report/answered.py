@@ -24,6 +24,11 @@ class Answered:
         """Whether the whole answer is right."""
         return bool(self.verdict["correct"])
 
+    @property
+    def tries(self) -> list[bool]:
+        """Which of several answers are right; none where it answered once."""
+        return self.verdict.get("tries") or []
+
 
 Answers: TypeAlias = dict[str, dict[str, Answered]]
 """By task, then by the question's key; a system prompt is part of a run, not of the question."""

@@ -6,46 +6,27 @@ Quality is compared on the questions that both were asked, item by item; what ca
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from stillroom.contracts.records import ResultRow
 from stillroom.contracts.runfolder import Manifest, Run
-from stillroom.report.answered import Answers, read_answers
-from stillroom.report.rows import Results, data_size, duration, model_name, number, read_results, speed
-from stillroom.report.sections import manifests, without_passwords
-from stillroom.stats import mcnemar_exact, paired_bootstrap_difference, wilson
+from stillroom.report.answered import Answered
+from stillroom.report.figures import costs, likelihoods, probes
+from stillroom.report.sections import without_passwords
+from stillroom.report.sides import ABSENT, Figure, Side
+from stillroom.stats import (
+    bootstrap_mean,
+    mcnemar_exact,
+    paired_bootstrap_difference,
+    pass_at_k,
+    sign_flip,
+    wilson,
+)
 
-ABSENT = "–"
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two runs."""
-
-    run: Run
-    label: str
-
-    @cached_property
-    def results(self) -> Results:
-        """Its evaluation's rows."""
-        return Results.of(read_results(self.run.folder("evaluate")))
-
-    @cached_property
-    def manifests(self) -> dict[str, Manifest]:
-        """Of its finished stages."""
-        return manifests(self.run)
-
-    @cached_property
-    def scores(self) -> dict[str, str]:
-        """How each task's answers are judged."""
-        return {task.title: task.score for task in self.run.recipe.evaluate.tasks}
-
-    def answers(self, model: str) -> Answers:
-        """What one of its models answered."""
-        return read_answers(self.run.folder("evaluate"), model)
+Both = tuple[Answered, Answered]
+"""What a model of each run made of one question."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +57,6 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure of each run as printed, and the numbers; None where a run has none."""
-
-    label: str
-    first: str
-    second: str
-    values: tuple[float | None, float | None]
-
-
-@dataclass(frozen=True)
 class Comparison:
     """All that is to be said about two runs."""
 
@@ -96,7 +67,10 @@ class Comparison:
     """The models that are handed over, a pair a task."""
     others: list[Pair]
     """Models that have one name in both runs."""
+    tries: list[Pair]
+    """pass@k of the models that are handed over, on questions that both answered several times."""
     likelihoods: list[Figure]
+    probes: list[Figure]
     figures: list[Figure]
     apart: list[str]
     """What cannot be compared, and why."""
@@ -110,9 +84,18 @@ def compare_runs(first: Run, second: Run) -> Comparison:
     """
     a, b = _labelled(first, second)
     apart: list[str] = []
-    shipped, others = _pairs(a, b, apart)
+    shipped, others, tries = _pairs(a, b, apart)
     return Comparison(
-        a, b, _settings(a, b), shipped, others, _likelihoods(a, b, apart), list(_figures(a, b)), apart
+        first=a,
+        second=b,
+        settings=_settings(a, b),
+        shipped=shipped,
+        others=others,
+        tries=tries,
+        likelihoods=likelihoods(a, b, apart),
+        probes=probes(a, b, apart),
+        figures=list(costs(a, b)),
+        apart=apart,
     )
 
 
@@ -181,30 +164,35 @@ def _versions(found: dict[str, Manifest]) -> Iterator[tuple[str, str]]:
 # Quality on the same questions
 
 
-def _pairs(a: Side, b: Side, apart: list[str]) -> tuple[list[Pair], list[Pair]]:
+def _pairs(a: Side, b: Side, apart: list[str]) -> tuple[list[Pair], list[Pair], list[Pair]]:
     one, other = a.results.shipped, b.results.shipped
     if one is None or other is None:
         apart.append("No quality: one of the runs has measured no model.")
-        return [], []
+        return [], [], []
     unread = [side.label for side, model in ((a, one), (b, other)) if not side.answers(model)]
     if unread and (a.results.scored or b.results.scored):
         apart.append(
             f"Quality, item by item: the evaluation of {' and of '.join(unread)} kept no items. "
             "`stillroom eval RUN` writes them; models that were measured are not measured again."
         )
-        return [], []
-    shipped = list(_paired(a, b, one, other, apart))
+        return [], [], []
+    seed, shared = a.run.recipe.seed, dict(_shared(a, b, one, other, apart))
     both = [model for model in a.results.models if model in b.results.models]
-    others = [
-        pair for model in both if (model, model) != (one, other) for pair in _paired(a, b, model, model)
-    ]
-    return shipped, others
+    return (
+        [_pair(task, one, other, items, seed) for task, items in shared.items()],
+        [
+            _pair(task, model, model, items, seed)
+            for model in both
+            if (model, model) != (one, other)
+            for task, items in _shared(a, b, model, model, [])
+        ],
+        [pair for task, items in shared.items() for pair in _tries(task, one, other, items, seed)],
+    )
 
 
-def _paired(a: Side, b: Side, one: str, other: str, apart: list[str] | None = None) -> Iterator[Pair]:
+def _shared(a: Side, b: Side, one: str, other: str, apart: list[str]) -> Iterator[tuple[str, list[Both]]]:
     """Two models on each task of the first run that has questions in common with one of the second."""
     ours, theirs = a.answers(one), b.answers(other)
-    said: list[str] = [] if apart is None else apart
     left = {*theirs}
     for task in ours:
         alike = [name for name in theirs if b.scores.get(name) == a.scores.get(task)]
@@ -213,32 +201,32 @@ def _paired(a: Side, b: Side, one: str, other: str, apart: list[str] | None = No
         )
         shared = [key for key in ours[task] if found is not None and key in theirs[found]]
         if found is None or not shared:
-            said.append(
+            apart.append(
                 f"Quality on {task} of {a.label}: {b.label} was asked none of these questions in this way."
             )
             continue
         left.discard(found)
         if len(shared) < max(len(ours[task]), len(theirs[found])):
-            said.append(
+            apart.append(
                 f"The other questions of {task}: only {len(shared):,} were asked in both runs "
                 f"({len(ours[task]):,} in {a.label}, {len(theirs[found]):,} in {b.label})."
             )
-        yield _pair(task, a, b, one, other, [(ours[task][key], theirs[found][key]) for key in shared])
-    said.extend(
+        yield task, [(ours[task][key], theirs[found][key]) for key in shared]
+    apart.extend(
         f"Quality on {task} of {b.label}: {a.label} was asked none of these questions in this way."
         for task in theirs
         if task in left
     )
 
 
-def _pair(task: str, a: Side, b: Side, one: str, other: str, items: list[tuple[Any, Any]]) -> Pair:
+def _pair(task: str, one: str, other: str, items: Sequence[Both], seed: int) -> Pair:
     ours, theirs = [x.correct for x, _ in items], [y.correct for _, y in items]
     n = len(items)
     first = ResultRow(one, task, "exact", *wilson(sum(ours), n), n=n)
     second = ResultRow(other, task, "exact", *wilson(sum(theirs), n), n=n)
     pairs = list(zip(ours, theirs, strict=True))
     p = mcnemar_exact(pairs.count((False, True)), pairs.count((True, False)))
-    change = paired_bootstrap_difference(theirs, ours, a.run.recipe.seed)
+    change = paired_bootstrap_difference(theirs, ours, seed)
     differing = [
         {
             "task": task,
@@ -254,84 +242,29 @@ def _pair(task: str, a: Side, b: Side, one: str, other: str, items: list[tuple[A
     )
 
 
-def _likelihoods(a: Side, b: Side, apart: list[str]) -> list[Figure]:
-    """Loss and KL on held-out lessons, where these are the same."""
-    tasks = [
-        task
-        for task in a.results.tasks
-        if task in b.results.tasks and a.results.having(task, "loss") and b.results.having(task, "loss")
-    ]
-    if not tasks:
-        return []
-    lessons = [
-        side.manifests["evaluate"].inputs.get("filter") if "evaluate" in side.manifests else None
-        for side in (a, b)
-    ]
-    if lessons[0] is None or lessons[0] != lessons[1]:
-        apart.append(
-            f"Loss and KL on {', '.join(tasks)}: each run predicts its own lessons, and these are not the same."
+def _tries(task: str, one: str, other: str, items: Sequence[Both], seed: int) -> Iterator[Pair]:
+    """pass@1 and pass@k of all tries, where both models answered each question several times."""
+    tries = [(x.tries, y.tries) for x, y in items if x.tries and y.tries]
+    if not tries:
+        return
+    n, most = len(tries), min(len(several) for pair in tries for several in pair)
+    for k in sorted({1, most}):
+        ours, theirs = (
+            [pass_at_k(len(several), sum(several), k) for several in side]
+            for side in zip(*tries, strict=True)
         )
-        return []
-    found = []
-    for task in tasks:
-        for model in a.results.models:
-            for metric, name in (("loss", "loss"), ("kl", "KL to the teacher")):
-                values = a.results.value(model, task, metric), b.results.value(model, task, metric)
-                if None not in values:
-                    found.append(
-                        _figure(
-                            f"{model_name(model)}: {name} on {task}, nats a token",
-                            values,
-                            lambda v: f"{v:.3g}",
-                        )
-                    )
-    return found
-
-
-# Cost, size, speed
-
-
-def _figures(a: Side, b: Side) -> Iterator[Figure]:
-    """What each run's model weighs and what it took to make; a line that neither fills is left out."""
-    for label, task, metric, show in _COSTS:
-        values = tuple(
-            side.results.value(model, task, metric) if (model := side.results.shipped) else None
-            for side in (a, b)
+        change = [later - earlier for earlier, later in zip(ours, theirs, strict=True)]
+        first, second = (
+            ResultRow(model, task, f"pass@{k}", *bootstrap_mean(chances, seed), n=n)
+            for model, chances in ((one, ours), (other, theirs))
         )
-        if any(values):
-            yield _figure(label, values, show)
-    for label, stage, keys, show in _COUNTS:
-        values = tuple(_count(side, stage, keys) for side in (a, b))
-        if any(values):
-            yield _figure(label, values, show)
-    values = tuple(sum(found.seconds for found in side.manifests.values()) or None for side in (a, b))
-    if any(values):
-        yield _figure("time of all stages", values, duration)
-
-
-_COSTS = (
-    ("size of the file", "size", "file_bytes", data_size),
-    ("parameters", "size", "parameters", number),
-    ("peak memory", "size", "peak_memory_bytes", data_size),
-    ("tokens a second", "speed", "tokens_per_second", speed),
-    ("questions a second", "speed", "questions_per_second", speed),
-)
-_COUNTS = (
-    ("answers of the teacher", "teach", ("answers",), number),
-    ("lessons", "filter", ("lessons",), number),
-    ("US dollars for the teacher’s answers", "teach", ("dollars",), lambda value: f"{value:,.2f}"),
-    ("US dollars for the judge", "filter", ("judge", "dollars"), lambda value: f"{value:,.2f}"),
-    ("steps of training", "distil", ("models", "student", "steps"), number),
-)
-
-
-def _count(side: Side, stage: str, keys: tuple[str, ...]) -> float | None:
-    found: Any = side.manifests[stage].counts if stage in side.manifests else None
-    for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, int | float) else None
-
-
-def _figure(label: str, values: Any, show: Any) -> Figure:
-    first, second = (ABSENT if value is None else show(value) for value in values)
-    return Figure(label, first, second, values)
+        difference = ResultRow(
+            other,
+            task,
+            f"difference:pass@{k}",
+            *bootstrap_mean(change, seed),
+            n=n,
+            versus=one,
+            p=sign_flip(change, seed),
+        )
+        yield Pair(task, first, second, difference, [])

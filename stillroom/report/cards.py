@@ -21,7 +21,7 @@ from stillroom.report.console import console_table
 from stillroom.report.decision import decide
 from stillroom.report.rendering import render
 from stillroom.report.rows import Results, percent, read_results
-from stillroom.report.sections import Fact, bars, number
+from stillroom.report.sections import STEPS, Fact, bars, number
 from stillroom.report.verdict import losses, verdict
 
 
@@ -119,7 +119,7 @@ def dataset_card(
         "tags": ["stillroom", "distillation", "synthetic"],
         "configs": [{"config_name": "default", "data_files": "lessons.jsonl"}],
     }
-    held_out = [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate
+    held_out = recipe.evaluate.files + recipe.filter.decontaminate
     answers = counts.get("answers", 0)
     return render(
         "dataset-card.md",
@@ -163,7 +163,7 @@ def origins(run: Run, found: dict[str, Manifest]) -> list[Fact]:
     recipe = run.recipe
     teach = found["teach"].counts if "teach" in found else {}
     terms = teach.get("terms") or {}
-    held_out = [task.file for task in recipe.evaluate.tasks if task.file] + recipe.filter.decontaminate
+    held_out = recipe.evaluate.files + recipe.filter.decontaminate
     facts = {
         "Teacher": public_name(recipe.teacher.model),
         "Its terms on training": f"{terms['training']} ({terms['licence']})" if terms else "",
@@ -174,17 +174,6 @@ def origins(run: Run, found: dict[str, Manifest]) -> list[Fact]:
         "Card of the model": "export/README.md" if "export" in found else "",
     }
     return [Fact(label, value) for label, value in facts.items() if value]
-
-
-_STEPS = {
-    "answers": "answers",
-    "sound": "whole, no refusal, no loop, as long and in the language asked for",
-    "right": "not found wrong",
-    "agreed": "samples agree",
-    "clean": "not in an evaluation file",
-    "sure": "facts not in doubt",
-    "lessons": "distinct, at most as many as wanted",
-}
 
 
 _DOUBTED = {
@@ -236,7 +225,7 @@ def _judge(counts: dict[str, Any], recipe: Recipe) -> str | None:
 
 def _steps(left: dict[str, int]) -> list[tuple[str, int]]:
     """The filter's steps in order, each with how many answers were left after it."""
-    return [(label, left[key]) for key, label in _STEPS.items() if key in left]
+    return [(label, left[key]) for key, label in STEPS.items() if key in left]
 
 
 def public_name(model: str) -> str:

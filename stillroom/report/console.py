@@ -55,8 +55,7 @@ def _cells(results: Results, model: str) -> dict[str, str]:
     cells: dict[str, str] = {}
     for task in results.tasks:
         title = "" if len(results.tasks) == 1 else f"{task}\n"
-        metrics = ("exact", "retention") if task in results.scored else ("loss", "kl")
-        for metric in metrics:
+        for metric in _measures(results, task):
             row = results.find(model, task, metric)
             cells[title + _TITLES.get(metric, metric)] = _figure(row) if row else ""
     for title, task, metric, show in _COSTS:
@@ -65,10 +64,18 @@ def _cells(results: Results, model: str) -> dict[str, str]:
     return cells
 
 
+def _measures(results: Results, task: str) -> list[str]:
+    """What is shown of a task: at most three figures a model, so that the table fits a terminal."""
+    if task in results.scored:
+        return ["exact", "retention", *(f"pass@{k}" for k in results.passes(task)[1:][-1:])]
+    return ["perplexity" if results.having(task, "perplexity") else "loss", "kl"]
+
+
 def _figure(row: ResultRow) -> str:
     if row.metric == "exact" and row.low is not None and row.high is not None:
         return f"{percent(row.value)} ({100 * row.low:.1f}–{100 * row.high:.1f})"
-    return percent(row.value) if row.metric in ("exact", "retention") else number(row.value)
+    shares = row.metric in ("exact", "retention") or row.metric.startswith("pass@")
+    return percent(row.value) if shares else number(row.value)
 
 
 _TITLES = {"retention": "kept", "kl": "KL"}

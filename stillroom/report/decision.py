@@ -23,6 +23,11 @@ class Decision:
     what: str
     why: str
 
+    @property
+    def ships(self) -> bool:
+        """Whether the student is handed over, alone or with its teacher behind it."""
+        return self.what in (SHIP, CASCADE)
+
     def __str__(self) -> str:
         return f"{self.what}: {self.why}"
 

@@ -110,9 +110,21 @@ def thin(points: Sequence[Point]) -> list[Point]:
 
 
 def line_plot(
-    title: str, series: Sequence[Series], y_label: str, width: float = 440, height: float = 270
+    title: str,
+    series: Sequence[Series],
+    y_label: str,
+    x_label: str = "training step",
+    *,
+    most: float | None = None,
 ) -> Plot | None:
-    """A plot of curves over training steps, or None where there is nothing to draw.
+    """A plot of curves, or None where there is nothing to draw.
+
+    Args:
+        title: of the plot.
+        series: a line each, named where it ends.
+        y_label: what is measured, with its unit.
+        x_label: what it is measured over.
+        most: the upper end of the y axis, for shares; None: the largest value.
 
     Not-finite points are left out. The scale is logarithmic where the curves span more than a factor of 30.
     """
@@ -123,10 +135,11 @@ def line_plot(
     kept = [s for s in kept if s.points]
     if not kept:
         return None
+    width, height = 440.0, 270.0
     right = 14 + _LETTER * max(len(s.label) for s in kept)
     xs, ys = ([p[axis] for s in kept for p in s.points] for axis in (0, 1))
-    log = min(ys) > 0 and max(ys) / min(ys) > _LOG_FROM
-    low, high = (min(ys), max(ys)) if log else (min(0.0, *ys), max(ys))
+    log = most is None and min(ys) > 0 and max(ys) / min(ys) > _LOG_FROM
+    low, high = (min(ys), max(ys)) if log else (min(0.0, *ys), most or max(ys))
     x_at = scale(min(0.0, *xs), max(xs), LEFT, width - right)
     y_at = scale(low, high, height - BOTTOM, TOP, log)
     marks = _log_ticks(low, high) if log else ticks(low, high)
@@ -136,8 +149,8 @@ def line_plot(
     )
     return Plot(
         title=title,
-        description=f"{title}, over {number(max(xs))} training steps: {ends}.",
-        x_label="training step",
+        description=f"{title}, by {x_label}, up to {number(max(xs))}: {ends}.",
+        x_label=x_label,
         y_label=f"{y_label}, log scale" if log else y_label,
         x_ticks=[Tick(x_at(value), number(value)) for value in ticks(min(0.0, *xs), max(xs))],
         y_ticks=[Tick(y_at(value), number(value)) for value in marks],

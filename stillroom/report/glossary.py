@@ -55,6 +55,18 @@ _BY_METRIC = {
         "Loss",
         "How surprised a model is by the right text, in nats a token (one nat is 1.44 bits). Lower is better.",
     ),
+    "perplexity": Term(
+        "perplexity",
+        "Perplexity",
+        "How many equally likely next tokens a model would be in doubt among, on average over a text: e to the power of its "
+        "loss. Lower is better. Counted by the byte of text, it also compares models that cut text into other tokens.",
+    ),
+    "pass@1": Term(
+        "pass",
+        "pass@k",
+        "The chance that at least one of k answers to a question, each drawn alone, is right. What a user gets who can "
+        "tell a right answer from a wrong one and asks again.",
+    ),
     "kl": Term(
         "kl",
         "KL divergence",

@@ -43,7 +43,7 @@ def _quality(results: Results, model: str) -> Headline | None:
         if kept:
             interval = f"; 95% interval {span(kept)}" if span(kept) else ""
             return Headline(
-                "Kept", percent(kept.value), f"of the teacher's exact answers on {task}{interval}"
+                "Kept", percent(kept.value), f"of the teacher’s exact answers on {task}{interval}"
             )
         if exact:
             interval = f"; 95% interval {span(exact)}" if span(exact) else ""

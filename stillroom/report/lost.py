@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stillroom.contracts.records import PROBE, ResultRow
+from stillroom.report.drawing import Plot, Series, line_plot
+from stillroom.report.plots import tone
 from stillroom.report.rows import Results, model_name, percent, points, span
 from stillroom.report.verdict import span_points
 
@@ -23,6 +26,12 @@ class ProbeTable:
 
     title: str
     note: str
+    over: str
+    """What the numbers are that head the columns of a curve; empty where there is none."""
+    numbered: int
+    """How many columns such a number heads; they come first."""
+    plot: Plot | None
+    """The curves of those that a reader compares: the teacher, the untrained student, the one that is handed over."""
     columns: list[str]
     lines: list[tuple[str, list[Cell | None]]]
     """Each model with its figures, in the order of the columns."""
@@ -30,6 +39,7 @@ class ProbeTable:
 
 _TITLES = {
     "facts": "Facts in the question",
+    "chains": "Chains of steps",
     "outside": "Questions outside the task",
     "rephrased": "Questions put in other words",
     "format": "The form of the answers",
@@ -42,6 +52,12 @@ _NOTES = {
     "facts": "How often the answer names the fact that was asked for, of so many made-up ones in the question. A model "
     "that can only do its task may fail with one fact already. Ten questions each: a figure may be thirty points off; its "
     "interval is in report.csv.",
+    "chains": "How often the answer names who has a made-up key in the end, after so many hand-overs told in mixed order "
+    "with those of a second key. They have nothing to do with the lessons: a model that can only do its task may fail with "
+    "one step already. Ten questions each: a figure may be thirty points off; its interval is in report.csv.",
+    "chains of its own": "How often questions of the run’s own kind are answered right, by the number of steps that they "
+    "take; then those that take no more steps than the lessons do against those that take more. The intervals by number "
+    "are in report.csv.",
     "outside": "How sure the models are of what they answer to questions that are not their task, against their own, and "
     "how many of those answers have the task’s form all the same. The further the first two lie apart, the "
     "better doubt can be noticed.",
@@ -67,6 +83,8 @@ _COLUMNS = {
     "kept:order": "Other order",
     "form": "In form",
     "ended": "Came to an end",
+    "right_trained": "As long as trained on",
+    "right_longer": "Longer",
     "right_rare": "Rare",
     "right_common": "Common",
     "abstains_too": "Where the teacher does",
@@ -86,17 +104,75 @@ def probe_title(name: str) -> str:
     return _TITLES.get(name, name)
 
 
+@dataclass(frozen=True)
+class ProbeFigure:
+    """One figure of a model with what it is called and how it is printed, its interval beside it."""
+
+    label: str
+    text: str
+    row: ResultRow
+
+
+def probe_figures(results: Results, model: str) -> Iterator[ProbeFigure]:
+    """All that the probes found of one model."""
+    for name in results.probes:
+        for row in results.rows:
+            if row.model == model and row.task == PROBE + name:
+                cell = _cell(row, name)
+                unit = " points" if name == "quantised" else ""
+                text = f"{cell.value}{unit} ({cell.interval})" if cell.interval else cell.value
+                what = _counted(row) if row.metric in _OVER else _column(row)
+                yield ProbeFigure(f"{probe_title(name)}: {what}", text, row)
+
+
+_OVER = {
+    "recall": ("fact", "Facts in the question"),
+    "right_after": ("step", "Steps that the question takes"),
+}
+"""Of a curve: what is counted, and what heads its columns."""
+
+
+def _counted(row: ResultRow) -> str:
+    """A point of a curve in words: 8 facts."""
+    thing, _ = _OVER[row.metric]
+    return f"{row.at:.0f} {thing}{'s' if row.at != 1 else ''}"
+
+
 def _table(results: Results, name: str) -> ProbeTable:
     rows = [row for row in results.rows if row.task == PROBE + name]
-    columns = list(dict.fromkeys(map(_column, rows)))
+    metrics, columns = (
+        list(dict.fromkeys(names)) for names in ((r.metric for r in rows), map(_column, rows))
+    )
     cells = {(row.model, _column(row)): _cell(row, name) for row in rows}
     models = [model for model in results.models if any(row.model == model for row in rows)]
     lines = [(model, [cells.get((model, column)) for column in columns]) for model in models]
-    return ProbeTable(probe_title(name), _NOTES.get(name, ""), columns, lines)
+    curve = [metric for metric in metrics if metric in _OVER]
+    return ProbeTable(
+        title=probe_title(name),
+        note=_NOTES.get(f"{name} of its own" if "right_longer" in metrics else name, ""),
+        over=_OVER[curve[0]][1] if curve else "",
+        numbered=sum(column.isdigit() for column in columns),
+        plot=_plot(results, name, curve[0]) if curve else None,
+        columns=columns,
+        lines=lines,
+    )
+
+
+def _plot(results: Results, name: str, metric: str) -> Plot | None:
+    """In percent, since a plot's ticks are bare numbers."""
+    shown = ("teacher", "before", results.shipped or "student")
+    curves = {model: results.all(model, PROBE + name, metric) for model in shown}
+    series = [
+        Series(model_name(model), [(row.at or 0.0, 100 * row.value) for row in rows], tone(model))
+        for model, rows in curves.items()
+        if rows
+    ]
+    _, over = _OVER[metric]
+    return line_plot(f"Right answers by {over.lower()}", series, "% right", over.lower(), most=100)
 
 
 def _column(row: ResultRow) -> str:
-    if row.metric == "recall":
+    if row.metric in _OVER:
         return f"{row.at:.0f}"
     if row.metric == "lost_less":
         return f"Against {model_name(row.versus or '')}"
@@ -104,7 +180,7 @@ def _column(row: ResultRow) -> str:
 
 
 def _cell(row: ResultRow, probe: str) -> Cell:
-    if probe == "facts":  # eight columns of intervals would fit no screen
+    if row.metric in _OVER:  # eight columns of intervals would fit no screen
         return Cell(percent(row.value, 0), "")
     if probe == "quantised":
         interval = (span_points(row) or "").removeprefix("95% interval ").removesuffix(" points")

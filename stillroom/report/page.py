@@ -27,7 +27,7 @@ from stillroom.report.rendering import render
 from stillroom.report.routed import routed
 from stillroom.report.rows import Results, data_size, milliseconds, people_count, read_results, speed
 from stillroom.report.scale import Scale
-from stillroom.report.verdict import inherited, losses, title, verdict
+from stillroom.report.verdict import inherited, losses, nearer, title, verdict
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ def write_report(run: Run) -> Path:
         ),
         groups=gallery(folder / "samples.jsonl", results),
         chapters=sections.chapters(found),
+        funnel=sections.funnel(found["filter"].counts) if "filter" in found else [],
+        warnings=found["filter"].counts.get("warnings", []) if "filter" in found else [],
         rejected=sections.rejected(found["filter"].counts) if "filter" in found else [],
         mixes=sections.mixes(found["quantise"].counts) if "quantise" in found else [],
         stages=sections.stages(found),
@@ -108,6 +110,9 @@ def _task(results: Results, task: str) -> dict[str, Any]:
         "exact": results.having(task, "exact"),
         "loss": results.having(task, "loss"),
         "kl": results.having(task, "kl"),
+        "perplexity": results.having(task, "perplexity"),
+        "passes": results.passes(task),
+        "nearer": nearer(results, task),
         "retention": {row.model: row for row in results.having(task, "retention")},
         "shares": shares,
         "models": models,

@@ -18,8 +18,9 @@ from stillroom.report.drawing import (
     Whisker,
     line_plot,
     scale,
+    ticks,
 )
-from stillroom.report.rows import Results, model_name
+from stillroom.report.rows import Results, model_name, percent
 
 
 def training_plots(results: Results, *, soft_only: bool) -> list[Plot]:
@@ -36,7 +37,7 @@ def training_plots(results: Results, *, soft_only: bool) -> list[Plot]:
         ("validation_kl", "Distance to the teacher on held-back lessons", "KL, nats a token"),
     ):
         curves = [
-            Series(model_name(model), _curve(results, model, metric), _tone(model))
+            Series(model_name(model), _curve(results, model, metric), tone(model))
             for model in results.models
             if results.all(model, "training", metric)
         ]
@@ -49,9 +50,9 @@ def _own(results: Results, model: str, soft_only: bool) -> Plot | None:
     signals = bool(results.all(model, "training", "validation_kl"))
     curves = [Series("training", _curve(results, model, "loss"), "quiet")]
     if soft_only and signals:
-        curves.append(Series("validation", _curve(results, model, "validation_kl"), _tone(model)))
+        curves.append(Series("validation", _curve(results, model, "validation_kl"), tone(model)))
     elif not signals:
-        curves.append(Series("validation", _curve(results, model, "validation_loss"), _tone(model)))
+        curves.append(Series("validation", _curve(results, model, "validation_loss"), tone(model)))
     unit = "KL, nats a token" if soft_only and signals else "nats a token"
     return line_plot(f"{model_name(model)}: loss while training", curves, unit)
 
@@ -61,23 +62,31 @@ def _curve(results: Results, model: str, metric: str) -> list[Point]:
     return sorted((row.at, row.value) for row in rows if row.at is not None)
 
 
-def _tone(model: str) -> str:
+def tone(model: str) -> str:
+    """The colour of a model's lines."""
     return "accent" if model.startswith("student") else "ink" if model == "teacher" else "quiet"
 
 
 def reliability_plots(results: Results, task: str) -> list[Plot]:
     """For each model, how often it was right against how sure it said it was."""
-    curves = [(model, results.all(model, task, "reliability")) for model in results.models]
-    return [_reliability(task, model, rows) for model, rows in curves if rows]
+    curves = {model: results.all(model, task, "reliability") for model in results.models}
+    low = _lowest([row for rows in curves.values() for row in rows])
+    return [_reliability(task, model, rows, low) for model, rows in curves.items() if rows]
 
 
-def _reliability(task: str, model: str, rows: Sequence[ResultRow]) -> Plot:
+def _lowest(rows: Sequence[ResultRow]) -> float:
+    """Where the axes of all models begin, so that what lies close together in a corner can be told apart."""
+    ends = [end for row in rows for end in (row.at, row.value, row.low) if end is not None]
+    return max(start for start in (0.0, 0.5, 0.75) if start <= min(ends, default=0.0))
+
+
+def _reliability(task: str, model: str, rows: Sequence[ResultRow], low: float) -> Plot:
     width, height, right = 320.0, 300.0, 16.0
     rows = sorted((row for row in rows if row.at is not None), key=lambda row: row.at or 0.0)
-    x_at = scale(0, 1, LEFT, width - right)
-    y_at = scale(0, 1, height - BOTTOM, TOP)
+    x_at = scale(low, 1, LEFT, width - right)
+    y_at = scale(low, 1, height - BOTTOM, TOP)
     most = max((row.n for row in rows), default=0) or 1
-    shares = [Tick(value, f"{round(100 * value)}%") for value in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    shares = [Tick(value, percent(value, 0)) for value in ticks(low, 1.0, 5)]
     words = "; ".join(f"{row.at:.0%} sure, {row.value:.0%} right of {row.n}" for row in rows)
     return Plot(
         title=model_name(model),
@@ -86,7 +95,7 @@ def _reliability(task: str, model: str, rows: Sequence[ResultRow]) -> Plot:
         y_label="how often it was right",
         x_ticks=[Tick(x_at(tick.at), tick.text) for tick in shares],
         y_ticks=[Tick(y_at(tick.at), tick.text) for tick in shares],
-        lines=[Drawn("", _tone(model), _line(rows, x_at, y_at), (0.0, 0.0), 0.0)],
+        lines=[Drawn("", tone(model), _line(rows, x_at, y_at), (0.0, 0.0), 0.0)],
         whiskers=[
             Whisker(
                 x_at(row.at or 0.0),

@@ -27,6 +27,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "chance": rows.chance,
     "number": rows.number,
     "nats": rows.nats,
+    "change": rows.change,
     "speed": rows.speed,
     "data_size": rows.data_size,
     "people_count": rows.people_count,

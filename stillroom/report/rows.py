@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,6 +104,11 @@ class Results:
         """The metrics of a task, in their order of appearance."""
         return list(dict.fromkeys(row.metric for row in self.rows if row.task == task))
 
+    def passes(self, task: str) -> list[int]:
+        """How many answers to a question count, of a task that was answered several times: the k of its pass@k rows."""
+        found = (metric.removeprefix("pass@") for metric in self.metrics(task) if metric.startswith("pass@"))
+        return sorted(map(int, found))
+
     def difference(self, task: str, model: str, versus: str, metric: str = "difference") -> ResultRow | None:
         """The paired comparison of two models on a task, or None."""
         rows = self.all(model, task, metric)
@@ -197,8 +203,22 @@ def number(value: float) -> str:
 
 
 def nats(value: float) -> str:
-    """Losses and divergences to three significant figures."""
-    return f"{value:.3g}"
+    """Losses, divergences and perplexities to three significant figures, never as powers of ten: 0.000028, 31.2, 12,300."""
+    if not value or abs(value) >= 999.5:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    decimals = 2 - math.floor(math.log10(abs(value)))
+    text = f"{value:.{min(max(decimals, 1), _FINEST)}f}".rstrip("0").rstrip(".")
+    return text if float(text) else "0"
+
+
+_FINEST = 6
+"""Decimals beyond which a loss is not told."""
+
+
+def change(value: float) -> str:
+    """A difference of losses or divergences, with its sign."""
+    text = nats(value).replace("-", "−")
+    return f"+{text}" if value > 0 and text != "0" else text
 
 
 def milliseconds(value: float) -> str:

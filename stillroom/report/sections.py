@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from stillroom.contracts.runfolder import Manifest, Run
-from stillroom.report.rows import data_size, duration, number
+from stillroom.report.rows import data_size, duration, model_name, nats, number, percent
 
 STAGES = ("prompts", "teach", "filter", "distil", "align", "quantise", "evaluate", "route", "export")
-_DATA = ("prompts", "teach", "filter", "distil")
-
+_DATA = {"prompts": "Questions", "teach": "The teacher’s answers", "filter": "Lessons", "distil": "Training"}
+"""The stages that the data goes through, and what the page calls what each made."""
 _LABELS = {
     "train": "to train on",
     "tune": "held back for validation",
@@ -23,17 +23,34 @@ _LABELS = {
     "length": "cut off",
     "in evaluation": "left out: in the evaluation",
     "duplicates": "left out: duplicates",
+    "checked": "passed the check",
+    "signals": "tokens with signals",
+    "bytes a token": "bytes of signals a token",
 }
+_ELSEWHERE = {
+    "reasons", "left after", "contamination", "diversity", "memory", "noise", "rows", "largest batch",
+    "loss", "validation_loss", "validation_kl",
+}  # fmt: skip
+"""Counts that another part of the page shows, or that say nothing to a reader; all are in the stage's manifest."""
+STEPS = {
+    "answers": "answers",
+    "sound": "whole, no refusal, no loop, as long and in the language asked for",
+    "right": "not found wrong",
+    "agreed": "samples agree",
+    "clean": "not in an evaluation file",
+    "sure": "facts not in doubt",
+    "lessons": "distinct, at most as many as wanted",
+}
+"""The filter's steps in order, and what an answer that is left after each of them is."""
 _PARITY = {
-    "max_logprob_error": "largest error of a log-probability",
+    "max_logprob_error": "largest error of a log-probability, nats",
     "mean_kl": "mean KL, nats",
     "top1_agreement": "same most probable token",
-    "rounded_error": "largest error, rounding included",
+    "rounded_error": "the same, rounding included",
     "perplexity_change": "change of perplexity",
     "tokens_equal": "same tokens",
     "template_equal": "same chat template",
 }
-_PRINTED = {"top1_agreement": "{:.2%}", "perplexity_change": "{:+.3%}"}
 
 
 @dataclass(frozen=True)
@@ -92,24 +109,30 @@ def manifests(run: Run) -> dict[str, Manifest]:
 def chapters(found: dict[str, Manifest]) -> list[Chapter]:
     """What the data stages counted."""
     return [
-        Chapter(stage, facts)
-        for stage in _DATA
+        Chapter(title, facts)
+        for stage, title in _DATA.items()
         if stage in found and (facts := list(count_facts(found[stage].counts)))
     ]
 
 
 def count_facts(counts: dict[str, Any], parent: str = "") -> Iterator[Fact]:
-    """A stage's numbers as printed; what is neither a number nor holds any is left out, as are the reasons."""
+    """A stage's numbers as printed; zeros, and what is shown elsewhere, are left out."""
     for key, value in counts.items():
-        label = f"{parent} {key}".strip().replace("_", " ")
-        if isinstance(value, dict) and key != "reasons":
-            yield from count_facts(value, str(key) if key != "models" else "")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield Fact(*_measured(label, value))
+        if key in _ELSEWHERE:
+            continue
+        if key == "models":
+            for model, own in value.items():
+                yield from count_facts(own, f"{model_name(model)}:")
+        elif isinstance(value, dict):
+            yield from count_facts(value, "from" if key == "sources" else str(key))
+        elif isinstance(value, int | float) and not isinstance(value, bool) and value:
+            yield Fact(*_measured(f"{parent} {key}".strip().replace("_", " "), value))
 
 
 def _measured(label: str, value: float) -> tuple[str, str]:
     label = _LABELS.get(label, label)
+    if label == "dollars":
+        return "US dollars", f"{value:,.2f}"
     if label.endswith(" bytes"):
         return label.removesuffix(" bytes"), data_size(value)
     if label == "bytes":
@@ -117,6 +140,13 @@ def _measured(label: str, value: float) -> tuple[str, str]:
     if label.endswith("seconds"):
         return label.removesuffix(" seconds"), duration(value)
     return label, number(value)
+
+
+def funnel(counts: dict[str, Any]) -> list[Bar]:
+    """How many answers were left after each of the filter's steps, in their order."""
+    left = counts.get("left after") or {}
+    most = max(left.values(), default=0) or 1
+    return [Bar(label, number(left[key]), left[key] / most) for key, label in STEPS.items() if key in left]
 
 
 def rejected(counts: dict[str, Any]) -> list[Bar]:
@@ -165,7 +195,19 @@ def _parity(parity: dict[str, Any]) -> Iterator[Fact]:
         if isinstance(value, bool):
             yield Fact(label, "yes" if value else "no")
         elif isinstance(value, int | float):
-            yield Fact(label, _PRINTED.get(key, "{:.3g}").format(value))
+            yield Fact(label, _PRINTED.get(key, _tiny)(value))
+
+
+def _tiny(value: float) -> str:
+    """An error that may be next to nothing."""
+    return nats(value) if not value or abs(value) >= _NOTHING else f"below {_NOTHING:f}"
+
+
+_NOTHING = 1e-6
+_PRINTED: dict[str, Callable[[float], str]] = {
+    "top1_agreement": lambda share: percent(share, 2),
+    "perplexity_change": lambda share: f"{100 * share:+.2f}%".replace("-", "−"),
+}
 
 
 def stages(found: dict[str, Manifest]) -> list[Stage]:

@@ -9,6 +9,7 @@ from stillroom.contracts.records import ResultRow
 from stillroom.report.rows import (
     Results,
     chance,
+    change,
     data_size,
     is_file,
     metric_name,
@@ -80,6 +81,7 @@ def verdict(results: Results) -> list[str]:
     if not results.scored:
         sentences += predicted
     sentences += [_runs(results, model), _lost(results, model)]
+    sentences += [_preferred(results, model, task) for task in results.tasks]
     for task in results.scored:
         sentences += [_signals(results, task), _before(results, task), _squeezed(results, model, task)]
         sentences += [*_instead(results, model, task), inherited(results, model, task)]
@@ -123,6 +125,8 @@ def _kept(results: Results, model: str, task: str) -> str | None:
 
 def _likelihood(results: Results, model: str, task: str) -> str | None:
     name = model if results.find(model, task, "kl") or results.find(model, task, "loss") else "student"
+    if results.find(name, task, "perplexity"):
+        return _general(results, name, task)
     kl, loss = results.find(name, task, "kl"), results.find(name, task, "loss")
     teacher = results.find("teacher", task, "loss")
     before = results.find("before", task, "kl")
@@ -140,19 +144,69 @@ def _likelihood(results: Results, model: str, task: str) -> str | None:
     return " ".join(parts) or None
 
 
+def nearer(results: Results, task: str) -> list[tuple[ResultRow, ResultRow | None]]:
+    """Model against model on texts or lessons that both predicted: the differences of their losses and of their KLs."""
+    return [
+        (row, results.difference(task, row.model, row.versus, "difference:kl"))
+        for row in results.rows
+        if row.task == task and row.metric == "difference:loss" and row.versus is not None
+    ]
+
+
+def _general(results: Results, model: str, task: str) -> str | None:
+    """What training cost outside the task, by texts that have nothing to do with it."""
+    own, teacher, before = (results.find(name, task, "perplexity") for name in (model, "teacher", "before"))
+    if own is None:
+        return None
+    others = [
+        f"{whose} {nats(row.value)}"
+        for whose, row in (("the teacher’s", teacher), ("the student’s before training", before))
+        if row
+    ]
+    beside = f", where {' and '.join(others)}" if others else ""
+    return f"On {task} its perplexity is {nats(own.value)}{beside}.{_forgotten(results, task)}"
+
+
+def _forgotten(results: Results, task: str) -> str:
+    row = results.difference(task, "student", "before", "difference:loss")
+    if row is None or row.p is None:
+        return ""
+    evidence = f"{change(row.value)} nats a token; {chance(row.p)}"
+    if row.p >= SURE:
+        return f" Whether training cost general ability is too close to tell ({evidence})."
+    return f" Training {'cost' if row.value > 0 else 'did not cost'} general ability ({evidence})."
+
+
 def _nearer(results: Results, task: str) -> str | None:
     row = results.difference(task, "student", "answers-only", "difference:kl")
     own, other = (results.value(model, task, "kl") for model in ("student", "answers-only"))
     if row is None or row.p is None or own is None or other is None:
         return None
-    figures = f"{nats(own)} against {nats(other)} nats a token, {chance(row.p)}"
-    if row.p >= SURE:
+    figures = f"{nats(own)} against {nats(other)} nats a token, {_tested(row)}"
+    if not _sure(row):
         return f"Whether its training on the teacher’s signals brought it nearer is too close to tell ({figures})."
     side = "nearer to the teacher" if row.value < 0 else "further from the teacher"
     return (
         f"The student that learned from the signals is {side} than the one that learned from its answers alone "
         f"({figures})."
     )
+
+
+def _preferred(results: Results, model: str, task: str) -> str | None:
+    row = results.find(model, task, "preferred")
+    if row is None:
+        return None
+    wins, ties, losses = (
+        percent(results.value(model, task, metric) or 0) for metric in ("wins", "ties", "losses")
+    )
+    said = (
+        f"On {row.n:,} questions of {task} a judge prefers its answers to the teacher’s in {wins}, the teacher’s in "
+        f"{losses}, and neither in {ties}"
+    )
+    evidence = f"a difference of {points(row.value)}, {span_points(row)}; {_tested(row)}"
+    if not _sure(row):
+        return f"{said} ({evidence}): too close to tell which are better."
+    return f"{said} ({evidence}): {'its' if row.value > 0 else 'the teacher’s'} are better, more than chance would explain."
 
 
 def _runs(results: Results, model: str) -> str | None:
@@ -220,10 +274,7 @@ def inherited(results: Results, model: str, task: str) -> str | None:
     own, change = (results.find(model, task, key) for key in ("overconfidence", "difference:overconfidence"))
     if own is None or change is None or change.low is None or change.high is None:
         return None
-    said = (
-        f"On {task} its confidence is {points(own.value)} off how often it is right, the teacher’s "
-        f"{points(own.value - change.value)}"
-    )
+    said = f"On {task} it is {_off(own.value)}, its teacher {_off(own.value - change.value)}"
     evidence = f"a difference of {points(change.value)}, {span_points(change)}"
     furthest = max(abs(change.low), abs(change.high))
     if furthest <= _ALIKE:
@@ -233,6 +284,11 @@ def inherited(results: Results, model: str, task: str) -> str | None:
         return f"{said} ({evidence}): {few}."
     side = "surer of itself" if change.value > 0 else "less sure of itself"
     return f"{said} ({evidence}): it is {side} than its teacher is, so that the teacher’s calibration was not inherited."
+
+
+def _off(overconfidence: float) -> str:
+    size = points(abs(overconfidence)).lstrip("+")
+    return f"{size} {'surer' if overconfidence >= 0 else 'less sure'} than it is right"
 
 
 def _instead(results: Results, model: str, task: str) -> Iterator[str]:
@@ -248,15 +304,26 @@ def _instead(results: Results, model: str, task: str) -> Iterator[str]:
 
 def _compared(row: ResultRow, subject: str, question: str) -> str:
     """One sentence on a paired comparison; what chance alone could bring is not called an effect."""
-    tests = [span_points(row), chance(row.p) if row.p is not None else None]
-    evidence = "; ".join(test for test in tests if test)
+    evidence = "; ".join(test for test in (span_points(row), _tested(row)) if test)
     evidence = f" ({evidence})" if evidence else ""
-    clear = row.p < SURE if row.p is not None else row.low is not None and not _holds_zero(row)
-    if clear and row.value != 0:
+    if _sure(row) and row.value != 0:
         verb = "gains" if row.value > 0 else "costs"
         size = points(abs(row.value)).lstrip("+")
         return f"{subject} {verb} {size} of exact answers{evidence}, more than chance would explain."
     return f"It is too close to tell {question}: the difference is {points(row.value)} of exact answers{evidence}."
+
+
+def _sure(row: ResultRow) -> bool:
+    """Whether chance alone would hardly bring this; where models were compared in several ways, among all of them."""
+    p = row.p if row.p_holm is None else row.p_holm
+    return p < SURE if p is not None else row.low is not None and not _holds_zero(row)
+
+
+def _tested(row: ResultRow) -> str | None:
+    """The p-value, and what is left of it among all comparisons where that is another."""
+    if row.p is None or row.p_holm in (None, row.p):
+        return chance(row.p) if row.p is not None else None
+    return f"{chance(row.p)}, among all comparisons {chance(row.p_holm)}"
 
 
 def span_points(row: ResultRow) -> str | None:

@@ -110,14 +110,14 @@ _LARGER = {
 def tables(found: Comparison) -> Iterator[Table]:
     """Quality, figures and settings for the terminal."""
     one, other = found.first.label, found.second.label
-    pairs = [*found.shipped, *found.others]
+    pairs = [*found.shipped, *found.others, *found.tries]
     if pairs:
         yield _table(
             ["model", "task", one, other, "difference", "p"],
-            [[_models(p), p.task, percent(p.first.value), percent(p.second.value),
+            [[_models(p), _asked(p), percent(p.first.value), percent(p.second.value),
               points(p.difference.value), f"{p.difference.p:.3g}"] for p in pairs],
         )  # fmt: skip
-    if figures := [*found.likelihoods, *found.figures]:
+    if figures := [*found.likelihoods, *found.probes, *found.figures]:
         yield _table(["", one, other], [[figure.label, figure.first, figure.second] for figure in figures])
     if found.settings:
         yield _table(["setting", one, other], [[s.label, s.first, s.second] for s in found.settings])
@@ -141,6 +141,11 @@ def _models(pair: Pair) -> str:
     return names[0] if names[0] == names[1] else " against ".join(names)
 
 
+def _asked(pair: Pair) -> str:
+    """The task, and how many tries at it count."""
+    return pair.task if pair.first.metric == "exact" else f"{pair.task}, {pair.first.metric}"
+
+
 def _page(found: Comparison) -> str:
     pairs = [*found.shipped, *found.others]
     return render(
@@ -150,7 +155,9 @@ def _page(found: Comparison) -> str:
         findings=findings(found),
         pairs=pairs,
         models=_models,
+        asked=_asked,
         scale=Scale.over([row for pair in pairs for row in (pair.first, pair.second)]),
+        tried=Scale.over([row for pair in found.tries for row in (pair.first, pair.second)]),
         groups=_groups(found),
         several=len(found.shipped) > 1,
     )
@@ -190,7 +197,9 @@ def _tree(found: Comparison) -> dict[str, Any]:
         "settings": [asdict(setting) for setting in found.settings],
         "handed over": [pair(one) for one in found.shipped],
         "models of one name": [pair(one) for one in found.others],
+        "several tries": [pair(one) for one in found.tries],
         "likelihood": figures(found.likelihoods),
+        "probes": figures(found.probes),
         "figures": figures(found.figures),
         "not compared": found.apart,
     }
@@ -203,13 +212,13 @@ def _csv(found: Comparison) -> str:
         ["what", "task", "first_model", "second_model", "n", "first", "first_low", "first_high", "second",
          "second_low", "second_high", "difference", "low", "high", "p"]
     )  # fmt: skip
-    for pair in [*found.shipped, *found.others]:
+    for pair in [*found.shipped, *found.others, *found.tries]:
         a, b, change = pair.first, pair.second, pair.difference
         file.writerow(
-            ["exact", pair.task, a.model, b.model, a.n, a.value, a.low, a.high, b.value, b.low, b.high,
+            [a.metric, pair.task, a.model, b.model, a.n, a.value, a.low, a.high, b.value, b.low, b.high,
              change.value, change.low, change.high, change.p]
         )  # fmt: skip
-    for figure in [*found.likelihoods, *found.figures]:
+    for figure in [*found.likelihoods, *found.probes, *found.figures]:
         one, other = figure.values
         file.writerow([figure.label, *[""] * 4, one, "", "", other, *[""] * 6])
     return text.getvalue()

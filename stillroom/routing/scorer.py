@@ -25,6 +25,9 @@ class Scorer:
     features: list[str]
     centre: list[float]
     scale: list[float]
+    lows: list[float]
+    highs: list[float]
+    """Each feature's range where it was learned. What lies beyond counts as its end: nobody has seen how it goes on."""
     weights: list[float]
     """Of the standardised features, in nats of log-odds that the answer is good."""
     bias: float
@@ -44,7 +47,8 @@ class Scorer:
         columns = np.stack([described[name] for name in self.features], axis=1)
         whole = ~np.isnan(columns).any(axis=1)
         scores = np.full(len(columns), -np.inf)
-        scores[whole] = _logistic((columns[whole] - self.centre) / self.scale @ self.weights + self.bias)
+        x = (np.clip(columns[whole], self.lows, self.highs) - self.centre) / self.scale
+        scores[whole] = _logistic(x @ self.weights + self.bias)
         return scores
 
     def chance(self, scores: Floats) -> Floats:
@@ -84,6 +88,7 @@ def fit_scorer(described: dict[str, Floats], good: Floats, seed: int = 0) -> tup
     columns = np.stack([described[name] for name in names], axis=1) if names else np.zeros((len(good), 0))
     whole = ~np.isnan(columns).any(axis=1)
     x, y = columns[whole], good[whole]
+    lows, highs = (x.min(axis=0), x.max(axis=0)) if len(x) else (np.zeros(len(names)), np.zeros(len(names)))
     centre, scale = x.mean(axis=0), x.std(axis=0)
     scale[scale == 0] = 1.0
     x = (x - centre) / scale
@@ -95,7 +100,15 @@ def fit_scorer(described: dict[str, Floats], good: Floats, seed: int = 0) -> tup
     fair[np.argsort(guesses[best], kind="stable")] = np.sort(_logistic(x @ weights + bias))
     places, chances = isotonic(fair, y)
     scorer = Scorer(
-        names, centre.tolist(), scale.tolist(), weights.tolist(), bias, places.tolist(), chances.tolist()
+        names,
+        centre=centre.tolist(),
+        scale=scale.tolist(),
+        lows=lows.tolist(),
+        highs=highs.tolist(),
+        weights=weights.tolist(),
+        bias=bias,
+        places=places.tolist(),
+        chances=chances.tolist(),
     )
     unseen = np.full(len(good), -np.inf)
     unseen[whole] = fair

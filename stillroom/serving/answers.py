@@ -12,6 +12,9 @@ from starlette.responses import JSONResponse, Response
 GONE = 499
 """What a client that hung up is answered; nobody reads it, but it keeps the server's log quiet."""
 
+_NO_CONVERSATION = "Failed to parse messages"
+"""llama.cpp says so, as an error of its own (500), of messages that are none."""
+
 
 class ApiError(Exception):
     """A request that cannot be answered; becomes `{"error": {message, type, param, code}}`."""
@@ -26,6 +29,8 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON body, the same four keys always."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
+        if self.status == HTTPStatus.TOO_MANY_REQUESTS:
+            kind = "requests"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     @property
@@ -33,6 +38,7 @@ class ApiError(Exception):
         """The whole HTTP response."""
         headers = {
             HTTPStatus.UNAUTHORIZED: {"www-authenticate": "Bearer"},
+            HTTPStatus.TOO_MANY_REQUESTS: {"retry-after": "1"},
             HTTPStatus.SERVICE_UNAVAILABLE: {"retry-after": "2"},
         }
         return JSONResponse(self.body, self.status, headers.get(HTTPStatus(self.status)))
@@ -48,6 +54,8 @@ def from_backend(status: int, body: bytes) -> ApiError:
         message, kind = str(error["message"]), error.get("type")
     except (ValueError, KeyError, TypeError, AttributeError):
         message, kind = f"the model server answered {status}", None
+    if message.startswith(_NO_CONVERSATION):
+        return ApiError(HTTPStatus.BAD_REQUEST, message, param="messages")
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or (
         status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE
     ):
@@ -65,7 +73,11 @@ async def on_api_error(_: Request, error: Exception) -> Response:
 async def on_unknown_route(request: Request, error: Exception) -> Response:
     """Exception handler for 404 and 405."""
     status = int(getattr(error, "status_code", HTTPStatus.NOT_FOUND))
-    return ApiError(status, f"Invalid URL ({request.method} {request.url.path})", code="unknown_url").response
+    answer = ApiError(
+        status, f"Invalid URL ({request.method} {request.url.path})", code="unknown_url"
+    ).response
+    answer.headers.update(getattr(error, "headers", None) or {})
+    return answer
 
 
 async def on_disconnect(_: Request, __: Exception) -> Response:

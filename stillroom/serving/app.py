@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -28,42 +28,54 @@ from stillroom.serving.answers import (
     on_disconnect,
     on_unknown_route,
 )
-from stillroom.serving.relay import Relay, ask, backend_of, unless_gone, unreachable
+from stillroom.serving.cascading import Cascading
+from stillroom.serving.comparing import Comparison, compare_routes
+from stillroom.serving.metrics import Measured, Meters, metrics
+from stillroom.serving.openapi import document
+from stillroom.serving.relay import Backend, Relay, ask, unless_gone, unreachable
 
-_IDLE_SECONDS = 2.0
-"""llama.cpp's server closes idle connections after five seconds; one that it is closing must not be used again."""
+_KEYED = ("/v1", "/compare/data", "/compare/votes")
+"""What begins so needs a key; the page itself holds nothing and asks for one."""
+_CHAT = "/v1/chat/completions"
+_COMPLETIONS = (_CHAT, "/v1/completions")
 
 
 def create_app(
-    backend_url: str | None,
+    backends: Mapping[str, Backend | Cascading],
     *,
-    models: list[str],
-    api_key: str | None = None,
+    api_keys: Sequence[str] = (),
     max_request_bytes: int = 8 << 20,
+    most_requests: int = 1024,
+    most_tokens: int | None = None,
+    comparison: Comparison | None = None,
 ) -> Starlette:
-    """An ASGI app that answers /v1/chat/completions, /v1/completions, /v1/models and /health.
+    """An ASGI app that answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics.
 
     Requests and answers, streams included, go through as bytes. Faults are answered as OpenAI's API does.
     A client that hangs up ends its request at the backend.
 
     Args:
-        backend_url: base URL of a llama.cpp server. `app.state.backend_url` may be set later, when the server
-            moves; None while there is none.
-        models: the names that clients may ask for.
-        api_key: where given, every /v1 request must carry it as a bearer token.
+        backends: who answers, by the names that clients may ask for. Their addresses may be set later, when a
+            server moves. A cascade answers conversations; completions of bare texts are its student's.
+        api_keys: where given, every /v1 request must carry one of them as a bearer token.
         max_request_bytes: longer request bodies are refused (413).
+        most_requests: completions asked for at once, those that wait for llama.cpp included; more are refused (429).
+        most_tokens: requests for longer answers are refused; for those that name no length, the backend has to know.
+        comparison: where given, /compare is a page that asks several models at once.
 
     Raises:
-        UserError: the API key is empty.
+        UserError: an API key is empty.
     """
-    if api_key is not None and not api_key.strip():
+    if not all(key.strip() for key in api_keys):
         raise UserError(
             "the API key is empty", expected="some characters", do="set the key, or serve without one"
         )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS)
+        # A connection for each request: under load llama.cpp's server closes those that it had kept, while they are
+        # being used again, and whether a request was read by then nobody knows.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         # No limit on the answer's time: a long prompt on a slow machine takes minutes before its first token.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         async with aiohttp.ClientSession(
@@ -71,15 +83,25 @@ def create_app(
         ) as app.state.session:
             yield
 
+    meters = Meters()
+    for name, found in backends.items():
+        if isinstance(found, Cascading):
+            meters.follow(name, found.escalations)
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", _complete, methods=["POST"]),
-            Route("/v1/completions", _complete, methods=["POST"]),
+            *(Route(path, _complete, methods=["POST"]) for path in _COMPLETIONS),
             Route("/v1/models", _models),
             Route("/v1/models/{model:path}", _model),
             Route("/health", _health),
+            Route("/metrics", metrics),
+            Route("/openapi.json", _openapi),
+            *(compare_routes(comparison) if comparison else ()),
         ],
-        middleware=[Middleware(_BearerKey, api_key=api_key)] if api_key is not None else [],
+        middleware=[
+            Middleware(Measured, meters=meters),
+            *([Middleware(_BearerKey, api_keys=api_keys)] if api_keys else []),
+            Middleware(_Crowd, most=most_requests),
+        ],
         exception_handlers={
             ApiError: on_api_error,
             ClientDisconnect: on_disconnect,
@@ -89,27 +111,55 @@ def create_app(
         },
         lifespan=lifespan,
     )
-    app.state.backend_url = backend_url
-    app.state.models = {name: _card(name, int(time.time())) for name in models}
-    app.state.max_request_bytes = max_request_bytes
+    app.state.cascades = {name: found for name, found in backends.items() if isinstance(found, Cascading)}
+    app.state.backends = {
+        name: found.student if isinstance(found, Cascading) else found for name, found in backends.items()
+    }
+    app.state.meters = meters
+    app.state.models = {name: _card(name, int(time.time())) for name in backends}
+    app.state.max_request_bytes, app.state.most_tokens = max_request_bytes, most_tokens
     return app
 
 
 class _BearerKey:
-    """Refuses /v1 requests without the key, before anything of them is read."""
+    """Refuses requests without a key, before anything of them is read."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
-        self.app, self._key = app, api_key.encode()
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
+        self.app, self._keys = app, [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1"):
+        if scope["type"] == "http" and scope["path"].startswith(_KEYED):
             scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self._key):
+            # All of them are compared, so that the time tells nothing of which is near.
+            right = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]
+            if scheme.lower() != "bearer" or not any(right):
                 message = "Incorrect API key provided." if given else "You didn't provide an API key."
                 refusal = ApiError(HTTPStatus.UNAUTHORIZED, message, code="invalid_api_key")
                 await refusal.response(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+class _Crowd:
+    """Refuses completions while as many are under way as may be."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app, self._most, self._running = app, most, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in _COMPLETIONS:
+            await self.app(scope, receive, send)
+            return
+        if self._running >= self._most:
+            message = f"{self._most:,} requests are being answered or wait; try again in a moment"
+            refusal = ApiError(HTTPStatus.TOO_MANY_REQUESTS, message, code="rate_limit_exceeded")
+            await refusal.response(scope, receive, send)
+            return
+        self._running += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._running -= 1
 
 
 def _card(name: str, created: int) -> dict[str, Any]:
@@ -124,23 +174,37 @@ async def _model(request: Request) -> Response:
     return JSONResponse(_known(request, request.path_params["model"]))
 
 
+async def _openapi(request: Request) -> Response:
+    state = request.app.state
+    return JSONResponse(document(list(state.models), state.most_tokens))
+
+
 async def _health(request: Request) -> Response:
+    for backend in request.app.state.backends.values():
+        if backend.local:
+            await _look(request.app.state.session, backend)
+    return JSONResponse({"status": "ok"})
+
+
+async def _look(session: aiohttp.ClientSession, backend: Backend) -> None:
+    """ApiError where a llama.cpp server is not ready."""
     try:
-        async with request.app.state.session.get(
-            f"{backend_of(request)}/health", timeout=aiohttp.ClientTimeout(total=5)
-        ) as answer:
+        async with session.get(f"{backend.address}/health", timeout=aiohttp.ClientTimeout(total=5)) as answer:
             body = await answer.read()
     except (aiohttp.ClientError, OSError) as error:
         raise unreachable(error) from error
     if answer.status != HTTPStatus.OK:
         raise from_backend(HTTPStatus.SERVICE_UNAVAILABLE, body)
-    return JSONResponse({"status": "ok"})
 
 
 async def _complete(request: Request) -> Response:
     body = await _body(request)
-    _check(request, body)
-    upstream = await unless_gone(request, ask(request, body))
+    name, tree = _check(request, body)
+    cascading: Cascading | None = request.app.state.cascades.get(name)
+    if cascading is not None and request.url.path == _CHAT:
+        return await cascading.answer(request, tree)
+    backend = request.app.state.backends[name]
+    upstream = await unless_gone(request, ask(request.app.state.session, backend, request.url.path, body))
     if upstream.status == HTTPStatus.OK and upstream.content_type == "text/event-stream":
         return Relay(upstream)
     try:
@@ -172,8 +236,8 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _check(request: Request, body: bytes) -> None:
-    """Refuse what the backend would only misunderstand: bodies that are not JSON objects, unknown models."""
+def _check(request: Request, body: bytes) -> tuple[str, dict[str, Any]]:
+    """The model that is asked for, and the request; refuses what a backend would only misunderstand."""
     try:
         tree = json.loads(body.decode())
     except (ValueError, RecursionError) as error:
@@ -186,6 +250,22 @@ def _check(request: Request, body: bytes) -> None:
     if not isinstance(name, str):
         raise ApiError(HTTPStatus.BAD_REQUEST, "you must provide a model parameter", param="model")
     _known(request, name)
+    if (most := request.app.state.most_tokens) is not None:
+        _check_length(tree, most)
+    return name, tree
+
+
+def _check_length(asked: dict[str, Any], most: int) -> None:
+    """Refuse an answer longer than may be, whichever name its length goes by; below 0 llama.cpp knows no end."""
+    for name in ("max_tokens", "max_completion_tokens", "n_predict"):
+        length = asked.get(name)
+        if isinstance(length, int | float) and not 0 <= length <= most:
+            raise ApiError(
+                HTTPStatus.BAD_REQUEST,
+                f"{name} is {length}; this server writes at most {most:,} tokens",
+                param=name,
+                code="invalid_value",
+            )
 
 
 def _known(request: Request, name: str) -> dict[str, Any]:

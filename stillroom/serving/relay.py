@@ -1,11 +1,13 @@
-"""The way to llama.cpp's server and back: a request's bytes out, an answer's bytes as they come."""
+"""The way to a model's server and back: a request's bytes out, an answer's bytes as they come."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -18,28 +20,53 @@ from stillroom.serving.answers import ApiError
 Result = TypeVar("Result")
 
 
-def backend_of(request: Request) -> str:
-    """The backend's address.
+@dataclass
+class Backend:
+    """A server that answers for one of the models."""
 
-    Raises:
-        ApiError: there is none at present.
-    """
-    url: str | None = request.app.state.backend_url
-    if url is None:
-        raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded; try again in a moment")
-    return url.rstrip("/")
+    url: str | None = None
+    """Base URL of an OpenAI-compatible server: of a local one what comes before /v1, of others /v1 or what they have in its
+    place. None while there is none."""
+    model: str | None = None
+    """The model's name there, where it is another one."""
+    key: str | None = field(default=None, repr=False)
+    """Its API key."""
+    local: bool = True
+    """Whether it is llama.cpp's server, which tells of its health and its counts."""
+    file: Path | None = None
+    """The .gguf file that a server of our own is to answer with; `url` is known once it does."""
+
+    @property
+    def address(self) -> str:
+        """Its address, which it must have.
+
+        Raises:
+            ApiError: there is none at present.
+        """
+        if self.url is None:
+            raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded; try again in a moment")
+        return self.url.rstrip("/")
+
+    def at(self, path: str) -> str:
+        """The address of one of our paths there."""
+        return self.address + (path if self.local else path.removeprefix("/v1"))
 
 
-async def ask(request: Request, body: bytes) -> aiohttp.ClientResponse:
-    """The backend's answer, its body not yet read.
+async def ask(
+    session: aiohttp.ClientSession, backend: Backend, path: str, body: bytes
+) -> aiohttp.ClientResponse:
+    """The backend's answer, its body not yet read. The request goes on as it came, but for another model's name.
 
     Raises:
         ApiError: it cannot be reached.
     """
-    session: aiohttp.ClientSession = request.app.state.session
     headers = {"content-type": "application/json", "accept-encoding": "identity"}
+    if backend.key is not None:
+        headers["authorization"] = f"Bearer {backend.key}"
+    if backend.model is not None:
+        body = json.dumps({**json.loads(body), "model": backend.model}).encode()
     try:
-        return await session.post(backend_of(request) + request.url.path, data=body, headers=headers)
+        return await session.post(backend.at(path), data=body, headers=headers)
     except (aiohttp.ClientError, OSError) as error:
         raise unreachable(error) from error
 
@@ -78,11 +105,11 @@ async def _disconnect(request: Request) -> None:
 class Relay(StreamingResponse):
     """A stream of events passed on as they come; ended in every case, also where the client left before it began."""
 
-    def __init__(self, upstream: aiohttp.ClientResponse) -> None:
+    def __init__(self, upstream: aiohttp.ClientResponse, headers: Mapping[str, str] | None = None) -> None:
         self._upstream = upstream
         super().__init__(
             self._lines(),
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})},
             media_type="text/event-stream",
         )
 

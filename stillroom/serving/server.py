@@ -10,8 +10,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +22,9 @@ from stillroom.contracts.errors import Fault, ModelError, RunError, UserError
 from stillroom.contracts.runfolder import Run
 from stillroom.models.llama_cpp_server import LlamaServer
 from stillroom.serving.app import create_app
+from stillroom.serving.cascading import Cascading
+from stillroom.serving.comparing import Comparison, Preset
+from stillroom.serving.relay import Backend
 
 _LOOK_SECONDS = 0.2
 _GRACE_SECONDS = 8
@@ -66,8 +69,12 @@ def serve(
     context: int | None = None,
     parallel: int = 4,
     threads: int | None = None,
-    api_key: str | None = None,
+    most_tokens: int | None = None,
+    most_requests: int = 1024,
+    api_keys: Sequence[str] = (),
     name: str | None = None,
+    cascade: Callable[[Backend], Cascading] | None = None,
+    presets: Sequence[Preset] = (),
     announce: Callable[[str], None],
 ) -> None:
     """Serve a model file or a run's student, OpenAI-compatible, until SIGINT or SIGTERM.
@@ -81,8 +88,12 @@ def serve(
         context: most tokens of one conversation; default the run's `export.context`, or 4096 for a file.
         parallel: conversations answered at once; more wait.
         threads: CPU threads; default what llama.cpp finds best.
-        api_key: where given, clients must send it as a bearer token.
+        most_tokens: that an answer may have; requests for more are refused. Default: all that fit the context.
+        most_requests: under way at once, those that wait included; more are refused (429).
+        api_keys: where given, clients must send one of them as a bearer token.
         name: the model's name for clients; default the run's or the file's.
+        cascade: makes of the student what answers by its name; the student alone then has NAME-student.
+        presets: questions that /compare offers.
         announce: receives each line that the reader should see.
 
     Raises:
@@ -94,25 +105,80 @@ def serve(
         recipe = Run.open(path).recipe
         name, context = name or recipe.name, context or recipe.export.context
     name = name or file.stem
-    app = create_app(None, models=[name], api_key=api_key)
+    student = Backend(file=file)
+    models: dict[str, Backend | Cascading] = {name: student}
+    if cascade is not None:
+        models = {name: cascade(student), f"{name}-student": student}
+    serve_models(
+        models,
+        host=host,
+        port=port,
+        context=context or 4096,
+        parallel=parallel,
+        threads=threads,
+        most_tokens=most_tokens,
+        most_requests=most_requests,
+        api_keys=api_keys,
+        announce=announce,
+        comparison=Comparison(name, presets),
+    )
 
-    def start() -> LlamaServer:
-        return LlamaServer(file, n_ctx=context or 4096, parallel=parallel, threads=threads, alias=name)
 
+def serve_models(
+    models: Mapping[str, Backend | Cascading],
+    *,
+    host: str,
+    port: int,
+    context: int,
+    parallel: int,
+    threads: int | None = None,
+    most_tokens: int | None = None,
+    most_requests: int = 1024,
+    api_keys: Sequence[str] = (),
+    comparison: Comparison | None = None,
+    announce: Callable[[str], None],
+) -> None:
+    """Serve several models until SIGINT or SIGTERM: files by a llama.cpp server each, others where they are.
+
+    Args:
+        models: who answers, by the names that clients may ask for.
+        comparison: what /compare is about; None: there is no such page.
+
+    The other arguments and what is raised are those of `serve`.
+    """
+    app = create_app(
+        models,
+        api_keys=api_keys,
+        most_requests=most_requests,
+        most_tokens=most_tokens,
+        comparison=comparison,
+    )
+
+    def starter(name: str, file: Path) -> Callable[[], LlamaServer]:
+        return lambda: LlamaServer(
+            file, n_ctx=context, parallel=parallel, threads=threads, alias=name, most_tokens=most_tokens
+        )
+
+    files = list(_own_files(models))
+    children = [_Child(starter(name, file), backend, announce) for name, backend, file in files]
     try:
         with (
             _listening(host, port) as listener,
             _signals_interrupt(),
-            closing(_Child(start, app, announce)) as child,
+            ExitStack() as stack,
             _answering(app, listener) as alive,
         ):
-            announce(f"loading {file}")
+            for child in children:
+                stack.callback(child.close)
             try:
-                child.start()
-                for line in _welcome(host, listener.getsockname()[1], name, api_key is not None):
+                for child, (_, _, file) in zip(children, files, strict=True):
+                    announce(f"loading {file}")
+                    child.start()
+                for line in _welcome(host, listener.getsockname()[1], list(models), bool(api_keys)):
                     announce(line)
                 while alive():
-                    child.look()
+                    for child in children:
+                        child.look()
                     time.sleep(_LOOK_SECONDS)
                 raise Fault("the HTTP server ended by itself", do="report what it wrote above")
             except KeyboardInterrupt:
@@ -122,26 +188,38 @@ def serve(
         return
 
 
+def _own_files(models: Mapping[str, Backend | Cascading]) -> Iterator[tuple[str, Backend, Path]]:
+    """The backends that servers of our own are to be, each once: the name in their answers, and their file."""
+    found: dict[int, tuple[str, Backend]] = {}
+    for name, model in models.items():
+        if isinstance(model, Cascading):
+            found.setdefault(id(model.student), (name, model.student))
+            found.setdefault(id(model.frontier), (f"{name}-frontier", model.frontier))
+        else:
+            found.setdefault(id(model), (name, model))
+    yield from ((name, backend, backend.file) for name, backend in found.values() if backend.file is not None)
+
+
 class _Child:
     """llama.cpp's server, started again when it dies."""
 
     def __init__(
-        self, start: Callable[[], LlamaServer], app: Starlette, announce: Callable[[str], None]
+        self, start: Callable[[], LlamaServer], backend: Backend, announce: Callable[[str], None]
     ) -> None:
-        self._start, self._app, self._announce = start, app, announce
+        self._start, self._backend, self._announce = start, backend, announce
         self._server: LlamaServer | None = None
         self._since = self._pause = 0.0
 
     def start(self) -> None:
         self._server = self._start()
         self._since = time.monotonic()
-        self._app.state.backend_url = self._server.url
+        self._backend.url = self._server.url
 
     def look(self) -> None:
         """Start it again if it has died."""
         if self._server is None or self._server.running:
             return
-        self._app.state.backend_url = None
+        self._backend.url = None
         self._server.close()
         steady = time.monotonic() - self._since > _STEADY_SECONDS
         self._pause = 0.0 if steady else min(2 * self._pause + 1, _LONGEST_PAUSE)
@@ -221,15 +299,18 @@ def _answering(app: Starlette, listener: socket.socket) -> Iterator[Callable[[],
             thread.join()
 
 
-def _welcome(host: str, port: int, name: str, keyed: bool) -> Iterator[str]:
-    """What to say once the model answers."""
+def _welcome(host: str, port: int, names: Sequence[str], keyed: bool) -> Iterator[str]:
+    """What to say once the models answer."""
     here = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(
         host, f"[{host}]" if ":" in host else host
     )
-    url = f"http://{here}:{port}/v1"
-    yield f"serving {name} at {url}"
+    address = f"http://{here}:{port}"
+    yield f"serving {', '.join(names)} at {address}/v1"
     if not keyed and here == "127.0.0.1" != host:
         yield "anyone who can reach this machine can use it: set an API key"
-    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False)
+    yield f"try it in a browser: {address}/compare"
+    body = json.dumps(
+        {"model": names[0], "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False
+    )
     key = ' -H "Authorization: Bearer $API_KEY"' if keyed else ""
-    yield f'curl {url}/chat/completions -H "Content-Type: application/json"{key} -d {shlex.quote(body)}'
+    yield f'curl {address}/v1/chat/completions -H "Content-Type: application/json"{key} -d {shlex.quote(body)}'

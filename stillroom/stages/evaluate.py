@@ -6,23 +6,36 @@ killed evaluation goes on with the next model and a changed one is measured agai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.contracts.classes import class_names, class_text
-from stillroom.contracts.errors import DataError, RecipeError
+from stillroom.contracts.errors import DataError, RecipeError, ServiceFault
 from stillroom.contracts.files import read_json, read_lines, write_json, write_lines
-from stillroom.contracts.recipe import AwareFile, Kind, Task
+from stillroom.contracts.recipe import AwareFile, Kind, Task, Teacher
 from stillroom.contracts.records import ResultRow, content_key, to_line
 from stillroom.contracts.runfolder import Run
 from stillroom.evaluation.comparison import compare_models
 from stillroom.evaluation.job import ModelSpec, Settings
-from stillroom.evaluation.probes import Material, make_probes, probe_rows, probe_tasks, quantising_rows
+from stillroom.evaluation.opening import open_reader
+from stillroom.evaluation.preference import Pairing, judge_written
+from stillroom.evaluation.probes import (
+    LongerChains,
+    Material,
+    make_probes,
+    probe_rows,
+    probe_tasks,
+    quantising_rows,
+    read_chains,
+)
 from stillroom.evaluation.results import ModelResult
 from stillroom.evaluation.running import evaluate_model
-from stillroom.evaluation.samples import asked, samples
+from stillroom.evaluation.samples import asked, judged_samples, samples
 from stillroom.evaluation.tasks import (
     Draws,
     EvaluationTask,
@@ -35,8 +48,10 @@ from stillroom.evaluation.training_curves import training_rows
 from stillroom.evaluation.trust import trust_rows
 from stillroom.gguf import export_once
 from stillroom.lessons.filter.refusals import refusal
+from stillroom.lessons.judging import Duel, open_judge
 from stillroom.lessons.prompts.documents import read_texts
 from stillroom.lessons.prompts.sources import read_questions, source_of
+from stillroom.lessons.teach.answered import AnswersFile
 from stillroom.stages.context import StageContext
 from stillroom.stages.specs import STUDENT, TEACHER, gguf_spec, identity, made, teacher_spec
 
@@ -50,19 +65,23 @@ _RESERVED = {"speed", "size", "training", "cascade"}
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write evaluate/models/, items.jsonl, samples.jsonl and results.json.
+    """Write evaluate/models/, items.jsonl, samples.jsonl and results.json; judged.jsonl and judgements.jsonl where a judge
+    was asked.
 
     Raises:
         RecipeError: a task has a name that the results need for themselves.
         DataError: a task's file is not usable.
         RunError: a model is missing.
-        ModelError, TeacherError: a model cannot be loaded or reached.
+        ModelError, TeacherError: a model, or the judge, cannot be loaded or reached.
+        ServiceFault: the judge failed on some answers.
+        UserError: the limit of costs is reached.
         Fault: a model's process died.
     """
     recipe = context.recipe
     tasks, specs = read_tasks(context), model_specs(context)
-    results = [_measured(context, spec, tasks, specs[0]) for spec in specs]
+    results = [_measured(context, spec, _asked_of(context, spec, tasks), specs[0]) for spec in specs]
     results[1:1] = _first_teacher(context, tasks)
+    results, judged = _judged(context, tasks, results)
     quantised = [f"{STUDENT}-{kind}" for kind in recipe.files]
     before = [*recipe.baselines, *([DISTILLED] if recipe.align else []), FIRST]
     pairs = [(STUDENT, name) for name in before] + [(name, STUDENT) for name in quantised]
@@ -77,10 +96,24 @@ def run(context: StageContext) -> dict[str, Any]:
         rows += training_rows(name, _folder(distil, name) / "metrics.jsonl")
     write_lines(context.folder / "items.jsonl", asked(tasks))
     write_lines(context.folder / "samples.jsonl", samples(tasks, results))
+    if judged:
+        write_lines(context.folder / "judged.jsonl", judged_samples(tasks, results))
     write_json(context.folder / "results.json", [to_line(row) for row in rows])
     items = sum(len(task.items or ()) for task in tasks)
     probes = {"probes left out": left_out} if left_out else {}
-    return {"models": len(specs), "items": items, **probes, **_headlines(rows)}
+    return {"models": len(specs), "items": items, **judged, **probes, **_headlines(rows)}
+
+
+def check_teacher(run: Run) -> None:
+    """Have an API that is to read given texts show that it can, before a run pays for anything: one text of two tokens.
+
+    Raises:
+        TeacherError: it does not tell what it thinks of given texts.
+        ModelError: its tokenizer cannot be loaded, or is not the server's.
+        ServiceFault: it keeps failing.
+    """
+    if run.recipe.teacher.api and any(task.reads and task.teacher for task in run.recipe.evaluate.tasks):
+        open_reader(teacher_spec(StageContext(run, "evaluate")), Settings())
 
 
 def check_files(run: Run) -> None:
@@ -92,6 +125,7 @@ def check_files(run: Run) -> None:
     for task in run.recipe.evaluate.tasks:
         if task.file is not None:
             read_file(task, run.locate(task.file), tools=run.recipe.teach.parameters.get("tools"))
+    _longer_chains(run)
 
 
 def read_tasks(context: StageContext) -> list[EvaluationTask]:
@@ -215,6 +249,12 @@ def model_specs(context: StageContext) -> list[ModelSpec]:
     return specs
 
 
+def _asked_of(context: StageContext, spec: ModelSpec, tasks: list[EvaluationTask]) -> list[EvaluationTask]:
+    """The tasks that a model is measured on: the teacher on those that do not leave it out."""
+    without = {task.title for task in context.recipe.evaluate.tasks if not task.teacher}
+    return [task for task in tasks if spec.name != TEACHER or task.name not in without]
+
+
 def _teacher_files(context: StageContext, teacher: ModelSpec) -> Iterator[ModelSpec]:
     """The teacher as files of the kinds that the recipe asks for, which are written unless they are there."""
     for kind in context.recipe.evaluate.teacher_files:
@@ -300,6 +340,54 @@ def _measured(
     return result
 
 
+def _judged(
+    context: StageContext, tasks: list[EvaluationTask], results: list[ModelResult]
+) -> tuple[list[ModelResult], dict[str, Any]]:
+    """The results with what each task's judge says, and for the manifest how much was asked and what it cost.
+
+    A verdict is kept in judgements.jsonl before it counts, and not paid for again.
+    """
+    counts: Counter[str] = Counter()
+    wanted = {task.title: task.judge for task in context.recipe.evaluate.tasks if task.judge}
+    if not wanted:
+        return results, {}
+    with AnswersFile(context.folder / "judgements.jsonl", writable=True) as file:
+        judges = {
+            name: partial(_compare, context, judge, f"judging {name}", file, counts)
+            for name, judge in wanted.items()
+        }
+        results = judge_written(results, tasks, TEACHER, judges)
+        return results, {"judge": {**counts, "dollars": round(file.totals.cost, 6)}}
+
+
+def _compare(
+    context: StageContext,
+    judge: Teacher,
+    label: str,
+    file: AnswersFile,
+    counts: Counter[str],
+    pairings: Sequence[Pairing],
+) -> list[int | None]:
+    """What the judge says of each; counted into `counts`."""
+    duels = [Duel(question, _turn(own), _turn(other)) for question, own, other in pairings]
+    with ExitStack() as stack:
+        meter = stack.enter_context(context.progress.meter(label, None, "verdicts"))
+        asked = open_judge(judge, context.run, context.stage, file, stack, context.progress.say, meter)
+        found = asked.compare(duels)
+    counts.update(asked.counts)
+    if failed := asked.counts["failed"]:
+        raise ServiceFault(
+            f"the judge {judge.model} did not answer {failed} of {2 * len(duels)} requests",
+            got=asked.last_error,
+            do="run the same command again: the verdicts that came are kept",
+        )
+    return found
+
+
+def _turn(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
 def _probed(
     context: StageContext, specs: list[ModelSpec], tasks: list[EvaluationTask], results: list[ModelResult]
 ) -> tuple[list[ResultRow], dict[str, str]]:
@@ -311,8 +399,8 @@ def _probed(
     wanted = recipe.evaluate.wanted_probes
     if not wanted:
         return [], {}
-    task = next(task for task in tasks if task.written and task.samples == 1)
-    material = Material(task, context.run.need("filter"), refusal, recipe.seed)
+    task = next(task for task in tasks if task.written and task.samples == 1 and not task.judged)
+    material = Material(task, context.run.need("filter"), refusal, recipe.seed, _longer_chains(context.run))
     probes, left_out = make_probes(material, wanted, classes=recipe.classify is not None)
     for name, why in left_out.items():
         context.progress.say(f"probe {name} is left out: {why}")
@@ -328,6 +416,20 @@ def _probed(
     return rows, left_out
 
 
+def _longer_chains(run: Run) -> LongerChains | None:
+    """The recipe's file of longer questions, judged as those are that the probes are made from."""
+    chains, teach = run.recipe.evaluate.chains, run.recipe.teach
+    if chains is None:
+        return None
+    return read_chains(
+        run.locate(chains.file),
+        next(task.score for task in run.recipe.evaluate.tasks if task.answered_once),
+        chains.trained,
+        system=teach.system,
+        tools=teach.parameters.get("tools"),
+    )
+
+
 def _first_teacher(context: StageContext, tasks: list[EvaluationTask]) -> list[ModelResult]:
     """What the first link of a chain found out about its teacher, on the tasks that both have; nobody is asked again."""
     if context.run.first is None:
@@ -335,7 +437,7 @@ def _first_teacher(context: StageContext, tasks: list[EvaluationTask]) -> list[M
     tree = read_json(context.run.first / "evaluate" / "models" / f"{TEACHER}.json")
     found, sizes = ModelResult.from_json(tree), {task.name: len(task.items or ()) for task in tasks}
     same = {name: given for name, given in found.verdicts.items() if len(given) == sizes.get(name)}
-    return [replace(found, name=FIRST, verdicts=same, likelihoods={})] if same else []
+    return [replace(found, name=FIRST, verdicts=same, likelihoods={}, written={})] if same else []
 
 
 def _known(path: Path, key: str) -> ModelResult | None:

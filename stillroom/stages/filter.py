@@ -19,19 +19,18 @@ from stillroom.lessons.filter.facts import reviewed_ids
 from stillroom.lessons.filter.filtering import Filtering
 from stillroom.lessons.filter.groups import Group, Helpers
 from stillroom.lessons.filter.headroom import Headroom, Lead
-from stillroom.lessons.filter.judging import SAMPLING, Judge
+from stillroom.lessons.judging import Judge, open_judge
 from stillroom.lessons.prompts.documents import read_texts
 from stillroom.lessons.prompts.questions import user_text
 from stillroom.lessons.prompts.sources import evaluation_sources
-from stillroom.lessons.teach.answered import AnswersFile, spent_by_others
+from stillroom.lessons.teach.answered import AnswersFile
 from stillroom.lessons.teach.answers import lesson_messages
 from stillroom.lessons.teach.asking import read_run_prompts, requests_of, tools_of
-from stillroom.lessons.teach.bill import Bill
 from stillroom.models.endpoint import base_url
-from stillroom.models.opening import WhenAsked, open_teacher
+from stillroom.models.opening import open_teacher
 from stillroom.models.origins import student_source, teacher_identity
 from stillroom.models.references import resolve_model
-from stillroom.models.teachers import Terms, price_of, terms_of
+from stillroom.models.teachers import Terms, terms_of
 from stillroom.report.cards import dataset_card
 from stillroom.stages.context import StageContext
 
@@ -99,20 +98,8 @@ def _helpers(context: StageContext, stack: ExitStack) -> Helpers:
 
 
 def _judge(context: StageContext, judge: Teacher, stack: ExitStack) -> Judge:
-    """Opened when first asked: a run whose verdicts are all there loads nothing."""
-    recipe, base = context.recipe, context.run.base
-    sizes = {"batch_size": recipe.teach.batch_size, "concurrency": recipe.teach.concurrency}
-    model = WhenAsked(judge.model, lambda: open_teacher(judge, base, None, **sizes))
-    stack.callback(model.close)
     file = stack.enter_context(AnswersFile(context.folder / "judgements.jsonl", writable=True))
-    url = base_url(judge.api) if judge.api else None
-    own = context.run.locate(judge.prices) if judge.prices else None
-    limit = recipe.teach.max_cost if judge.api else None  # a judge on this machine has no price
-    others = spent_by_others(context.run, "filter") if limit is not None else 0.0
-    bill = Bill(price_of(judge.model, url, own), SAMPLING, spent=file.totals.cost + others, limit=limit)
-    for line in terms_of(judge.model, url, own).lines():
-        context.progress.say(f"  judge {judge.model}: {line}")
-    return Judge(model, url or teacher_identity(judge, base), file, bill)
+    return open_judge(judge, context.run, context.stage, file, stack, context.progress.say)
 
 
 def _contrast(name: str, base: Path, stack: ExitStack) -> Callable[[Sequence[Answer]], list[float | None]]:

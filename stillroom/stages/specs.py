@@ -25,10 +25,13 @@ def teacher_spec(context: StageContext, other: Teacher | None = None) -> ModelSp
     """
     teacher, base = other or context.recipe.teacher, context.run.base
     if teacher.api:
+        reads = other is None and any(task.reads and task.teacher for task in context.recipe.evaluate.tasks)
+        own = resolve_tokenizer(teacher.tokenizer, base) if teacher.tokenizer else None
         return ModelSpec(
             TEACHER,
             "api",
             teacher.model,
+            tokenizer=str(own or student_source(context.recipe, base)) if reads else None,
             api=teacher.api,
             api_key_env=teacher.api_key_env,
             logprobs=context.recipe.teach.signal.kind == "top-k",

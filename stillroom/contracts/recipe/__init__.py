@@ -7,7 +7,7 @@ from stillroom.contracts.recipe.align import Align
 from stillroom.contracts.recipe.aware import Aware, AwareFile, QuantisedFile
 from stillroom.contracts.recipe.classify import Classify, Masked, Prepare
 from stillroom.contracts.recipe.distil import Baseline, Curriculum, Distil, Loss, Match, Past, Replay, Rounds
-from stillroom.contracts.recipe.evaluate import Evaluate, ProbeName, Score, Task
+from stillroom.contracts.recipe.evaluate import Chains, Evaluate, ProbeName, Score, Task
 from stillroom.contracts.recipe.export import Draft, Export, Importance, Kind
 from stillroom.contracts.recipe.filter import Filter
 from stillroom.contracts.recipe.models import Lora, Prune, Student, Teacher
@@ -24,6 +24,7 @@ __all__ = [
     "Aware",
     "AwareFile",
     "Baseline",
+    "Chains",
     "Classify",
     "Curriculum",
     "Distil",

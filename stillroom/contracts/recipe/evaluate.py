@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from stillroom.contracts.recipe.export import Kind
+from stillroom.contracts.recipe.models import Teacher
 from stillroom.contracts.recipe.prompts import Form
 from stillroom.contracts.recipe.section import Section
 
@@ -21,12 +22,15 @@ Score = Literal[
     "tools",
     "code",
     "quotes",
+    "judge",
     "likelihood",
     "perplexity",
 ]
 
 
-ProbeName = Literal["facts", "outside", "rephrased", "format", "rare", "abstention", "refusals", "quantised"]
+ProbeName = Literal[
+    "facts", "chains", "outside", "rephrased", "format", "rare", "abstention", "refusals", "quantised"
+]
 
 
 class Task(Section):
@@ -45,8 +49,9 @@ class Task(Section):
         "`likeliest`: nothing is written; of a multiple choice's options the one that the model finds likeliest must be the "
         "right one. `tools`: its calls of tools. `code`: its Python must pass the "
         "question's tests, run in a sandbox. `quotes`: it quotes, its quotes stand in the question's document, and the "
-        "right answer's words stand in it. `likelihood`: loss and KL to the teacher on the held-out lessons. "
-        "`perplexity`: of a file of texts, with loss and KL.",
+        "right answer's words stand in it. `judge`: a model says whether it is better or worse than the teacher's. "
+        "`likelihood`: loss and KL to the teacher on the held-out lessons. `perplexity`: of a file of texts, with loss and "
+        "KL.",
     )
     form: Form = Field(
         "auto", description="Of the file, as for a source of prompts: `auto` recognises published benchmarks."
@@ -63,6 +68,15 @@ class Task(Section):
         "right; one is the likeliest at every token.",
     )
     temperature: float = Field(0.8, gt=0, description="Sampling temperature of several answers.")
+    teacher: bool = Field(
+        True,
+        description="Measure the teacher on it too. An API that does not tell the log-probabilities of given texts, as "
+        "vLLM's server does, can be measured on neither `likeliest` nor `perplexity`.",
+    )
+    judge: Teacher | None = Field(
+        None,
+        description="With `score: judge`, the model that compares each answer with the teacher's, in both orders.",
+    )
     options: Literal["letter", "text"] = Field(
         "letter",
         description="What `score: likeliest` ranks: the options' letters, after the question with its options, or their "
@@ -79,6 +93,12 @@ class Task(Section):
             raise ValueError("a task with `score: perplexity` takes a file of texts, and no form")
         if self.samples > 1 and (not self.asks or self.score == "likeliest"):
             raise ValueError(f"a task with `score: {self.score}` writes no answers: leave samples out")
+        if (self.score == "judge") != (self.judge is not None):
+            raise ValueError("`score: judge` and `judge: {model: ...}` belong together in a task")
+        if self.score == "judge" and not self.teacher:
+            raise ValueError("a judge compares with the teacher: leave teacher out")
+        if self.score == "judge" and self.samples > 1:
+            raise ValueError("a judge compares one answer with one: leave samples out")
         if self.form in ("corpus", "documents"):
             raise ValueError(f"{self.form} hold no questions to be measured on")
         return self
@@ -89,9 +109,15 @@ class Task(Section):
         return self.score not in ("likelihood", "perplexity")
 
     @property
+    def reads(self) -> bool:
+        """Whether a model tells how likely it finds questions' options or texts, and writes nothing."""
+        return self.score in ("likeliest", "perplexity")
+
+    @property
     def answered_once(self) -> bool:
-        """Whether each of its questions gets one written answer, as those that probes are made from do."""
-        return self.asks and self.score != "likeliest" and self.samples == 1
+        """Whether each of its questions gets one written answer that is right or wrong, as those that probes are made from
+        do."""
+        return self.asks and self.score not in ("likeliest", "judge") and self.samples == 1
 
     @property
     def title(self) -> str:
@@ -99,6 +125,16 @@ class Task(Section):
         if self.name or self.file:
             return self.name or re.sub(r".*/|\.[a-z.]+$", "", self.file or "")
         return "held-out lessons" if self.score == "likelihood" else "held-out questions"
+
+
+class Chains(Section):
+    """Questions of the run's own kind that take more steps than the lessons do, for the probe `chains`."""
+
+    file: str = Field(
+        description="JSONL as a task's file is, judged as the first task with written answers; every line also has "
+        "`steps`, how many its question takes."
+    )
+    trained: int = Field(ge=1, description="The most steps that a question of the lessons takes.")
 
 
 class Evaluate(Section):
@@ -116,10 +152,23 @@ class Evaluate(Section):
     probes: list[ProbeName] | Literal["all"] = Field(
         [],
         description="What is lost beyond right and wrong, found out with questions made from the first task with written "
-        "answers, and from the lessons: `all`, or some of `facts` (facts in a question against recall), `outside` "
-        "(questions outside the task), `rephrased`, `format` (answers in the task's form), `rare` (answers rare among the "
-        "lessons), `abstention`, `refusals`, `quantised` (what quantising costs baselines). See docs/evaluation.md.",
+        "answers, and from the lessons: `all`, or some of `facts` (facts in a question against recall), `chains` (steps "
+        "that can be followed), `outside` (questions outside the task), `rephrased`, `format` (answers in the task's form), "
+        "`rare` (answers rare among the lessons), `abstention`, `refusals`, `quantised` (what quantising costs baselines). "
+        "See docs/evaluation.md.",
     )
+
+    chains: Chains | None = Field(
+        None,
+        description="A file of longer questions for the probe `chains`. Empty: it asks made-up ones, which have nothing "
+        "to do with the lessons.",
+    )
+
+    @property
+    def files(self) -> list[str]:
+        """Every file of questions or texts that the models are measured on."""
+        chained = [self.chains.file] if self.chains else []
+        return [task.file for task in self.tasks if task.file] + chained
 
     @property
     def wanted_probes(self) -> list[ProbeName]:
@@ -132,6 +181,10 @@ class Evaluate(Section):
             raise ValueError(
                 "evaluate.probes are made from a task with right answers that is answered once, in writing: name one, or "
                 "leave probes out"
+            )
+        if self.chains and "chains" not in self.wanted_probes:
+            raise ValueError(
+                "evaluate.chains is read by the probe of this name: add `chains` to evaluate.probes"
             )
         return self
 

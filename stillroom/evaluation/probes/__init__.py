@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from stillroom.contracts.recipe import ProbeName
 from stillroom.contracts.records import PROBE, ResultRow
+from stillroom.evaluation.probes.chains import chains, read_chains
 from stillroom.evaluation.probes.facts import facts
 from stillroom.evaluation.probes.outside import outside
-from stillroom.evaluation.probes.probe import Given, Material, Probe, Unsuited
+from stillroom.evaluation.probes.probe import Given, LongerChains, Material, Probe, Unsuited
 from stillroom.evaluation.probes.quantising import quantising_rows
 from stillroom.evaluation.probes.reading import abstention, formed, rare
 from stillroom.evaluation.probes.refusals import refusals
@@ -17,10 +18,20 @@ from stillroom.evaluation.results import ModelResult
 from stillroom.evaluation.scoring import Verdict
 from stillroom.evaluation.tasks import EvaluationTask
 
-__all__ = ["Material", "Probe", "make_probes", "probe_rows", "probe_tasks", "quantising_rows"]
+__all__ = [
+    "LongerChains",
+    "Material",
+    "Probe",
+    "make_probes",
+    "probe_rows",
+    "probe_tasks",
+    "quantising_rows",
+    "read_chains",
+]
 
 _MAKERS: Mapping[ProbeName, Callable[[Material], Probe]] = {
     "facts": facts,
+    "chains": chains,
     "outside": outside,
     "rephrased": rephrased,
     "format": formed,

@@ -7,14 +7,11 @@ from collections.abc import Iterator
 
 from stillroom.checks import says
 from stillroom.evaluation.probes.probe import Found, Given, Material, Probe, share
+from stillroom.evaluation.probes.words import NAMES
 from stillroom.evaluation.tasks import Item
 
 COUNTS = (1, 2, 3, 5, 8, 12, 16, 20)
 _EACH = 10
-_NAMES = (
-    "Ada", "Adam", "Agnes", "Alma", "Anton", "Berta", "Bruno", "Carla", "Clara", "Conrad", "Dora", "Edgar",
-    "Elsa", "Emil", "Erik", "Eva", "Felix", "Frida", "Greta", "Hanna", "Hugo", "Ida", "Jonas", "Lars",
-)  # fmt: skip
 
 
 def facts(material: Material) -> Probe:
@@ -35,7 +32,7 @@ def facts(material: Material) -> Probe:
 
 
 def _item(material: Material, draw: random.Random, count: int) -> Item:
-    names = draw.sample(_NAMES, count)
+    names = draw.sample(NAMES, count)
     numbers = draw.sample(range(1000, 10_000), count)
     asked = draw.randrange(count)
     lines = [

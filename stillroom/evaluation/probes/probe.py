@@ -20,6 +20,16 @@ _REFUSED = "refused by the provider"
 
 
 @dataclass(frozen=True)
+class LongerChains:
+    """Questions of the run's own kind whose number of steps is known, and how many those of the lessons take at most."""
+
+    items: list[Item]
+    steps: list[int]
+    """Of each item."""
+    trained: int
+
+
+@dataclass(frozen=True)
 class Material:
     """What the probes of a run are made from: its own questions, its lessons, and what its teacher refused."""
 
@@ -30,6 +40,8 @@ class Material:
     refusal: Callable[[str], str | None]
     """The words by which an answer refuses the request, or None."""
     seed: int = 0
+    chains: LongerChains | None = None
+    """Longer questions of the run's own kind, where the recipe has a file of them."""
 
     @property
     def items(self) -> list[Item]:

@@ -10,9 +10,9 @@ from stillroom.checks import Case, Finding
 from stillroom.contracts.records import Answer, Lesson, Prompt, Rejected
 from stillroom.lessons.filter.certainty import from_alternatives
 from stillroom.lessons.filter.facts import Examined, Sure
-from stillroom.lessons.filter.judging import Judge
 from stillroom.lessons.filter.selection import Wrong
 from stillroom.lessons.filter.verification import FORMAL
+from stillroom.lessons.judging import Judge
 
 
 @dataclass(frozen=True)

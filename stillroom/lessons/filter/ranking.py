@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stillroom.contracts.records import Answer
+from stillroom.contracts.records import Answer, Message
 from stillroom.lessons.filter.groups import Candidate, Helpers, Work, settled
-from stillroom.lessons.filter.judging import Duel, Judge, ring
+from stillroom.lessons.filter.selection import whole
+from stillroom.lessons.judging import Duel, Judge
 
 
 def rank(works: Sequence[Work], helpers: Helpers) -> None:
@@ -41,11 +42,18 @@ def _compare(questions: Sequence[Sequence[Candidate]], judge: Judge) -> None:
     ]
     verdicts = judge.compare([_duel(one.answer, other.answer.messages[-1]) for one, other in meetings])
     for (one, other), verdict in zip(meetings, verdicts, strict=True):
-        one.rank += verdict
-        other.rank -= verdict
         if verdict:
+            one.rank += verdict
+            other.rank -= verdict
             winner, loser = (one, other) if verdict > 0 else (other, one)
             winner.better_than.append(loser)
+
+
+def ring(answers: Sequence[Message]) -> list[tuple[int, int]]:
+    """Which of several answers meet: each the next one, the last the first; equal ones do not."""
+    count = len(answers)
+    meetings = [(at, (at + 1) % count) for at in range(count if count > 2 else count - 1)]
+    return [(a, b) for a, b in meetings if whole(answers[a]) != whole(answers[b])]
 
 
 def _duel(answer: Answer, other: dict[str, object]) -> Duel:

@@ -23,6 +23,8 @@ __all__ = ["question_key", "question_of", "read_questions", "user_text"]
 def evaluation_sources(recipe: Recipe) -> Iterator[PromptSource]:
     """The files whose questions must not be trained on."""
     yield from (source_of(task) for task in recipe.evaluate.tasks if task.file and task.asks)
+    if chains := recipe.evaluate.chains:
+        yield PromptSource(file=chains.file)
     for name in recipe.filter.decontaminate:
         yield PromptSource(file=name)
     if recipe.route and recipe.route.file:

@@ -18,7 +18,12 @@ from stillroom.lessons.teach.answers import assistant_turn
 from stillroom.lessons.teach.keyed import KeyTable
 from stillroom.models.chat_completions import ChatReply, ChatRequest
 
-_KEPT = {"prompts": "expansion.jsonl", "teach": "answers.jsonl", "filter": "judgements.jsonl"}
+_KEPT = {
+    "prompts": "expansion.jsonl",
+    "teach": "answers.jsonl",
+    "filter": "judgements.jsonl",
+    "evaluate": "judgements.jsonl",
+}
 """Files of a run in which answers were paid for, by stage."""
 
 
