@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from stillroom.contracts.errors import UserError
+from stillroom.contracts.memory import CARD_RESERVE
 from stillroom.models.teachers import Price
 from stillroom.planning.advice import (
     DAYS,
@@ -23,7 +24,7 @@ from stillroom.planning.advice import (
 from stillroom.planning.advising import advice_lines
 from stillroom.planning.families import CARDS, MODELS, Card, card_of
 from stillroom.planning.files import file_bytes
-from stillroom.planning.fitting import BESIDE, best_kind, efficiency, fit, longest_context, pairs
+from stillroom.planning.fitting import best_kind, efficiency, fit, longest_context, pairs
 from stillroom.planning.needed import needs_of
 
 PRICE = Price(models=["*"], input=2.0, output=8.0)
@@ -66,11 +67,11 @@ def test_whole_on_the_card_means_file_cache_and_what_else_is_there() -> None:
     found = best_kind("Llama-3.1-8B", card, 8192)
     assert found is not None
     assert found.kind == "Q8_0"
-    assert found.bytes == file_bytes(shape, "Q8_0") + shape.cache_bytes(8192) <= card.memory - BESIDE
+    assert found.bytes == file_bytes(shape, "Q8_0") + shape.cache_bytes(8192) <= card.memory - CARD_RESERVE
     longest = longest_context(found, card)
-    assert found.file + shape.cache_bytes(longest) <= card.memory - BESIDE
-    assert found.file + shape.cache_bytes(longest + 1) > card.memory - BESIDE
-    exact = replace(card, memory=found.bytes + BESIDE)
+    assert found.file + shape.cache_bytes(longest) <= card.memory - CARD_RESERVE
+    assert found.file + shape.cache_bytes(longest + 1) > card.memory - CARD_RESERVE
+    exact = replace(card, memory=found.bytes + CARD_RESERVE)
     assert fit("Llama-3.1-8B", "Q8_0", exact, 8192).whole
     short = fit("Llama-3.1-8B", "Q8_0", replace(exact, memory=exact.memory - 1), 8192)
     assert short.layers == short.all - 1
@@ -93,7 +94,7 @@ def test_pairs_fit_together() -> None:
     found = list(pairs(card, 4096, ["Qwen3-0.6B", "Llama-3.2-3B"]))
     assert len(found) == 2
     for small, large in found:
-        assert small.bytes + large.bytes <= card.memory - BESIDE
+        assert small.bytes + large.bytes <= card.memory - CARD_RESERVE
         assert MODELS[large.model].parameters >= 2 * MODELS[small.model].parameters
 
 

@@ -105,6 +105,11 @@ def test_losses_are_held_together_over_the_same_lessons_only(tmp_path: Path) -> 
     ]
 
 
+def test_runs_of_one_name_are_told_apart_by_where_their_folders_part(tmp_path: Path) -> None:
+    found = compare_runs(finished_run(tmp_path / "a"), finished_run(tmp_path / "b" / "c"))
+    assert (found.first.label, found.second.label) == ("a/runs/tickets", "b/c/runs/tickets")
+
+
 def test_perplexities_are_held_together_over_the_same_texts_only(tmp_path: Path) -> None:
     tasks = [{"file": "general.txt", "score": "perplexity", "name": GENERAL}]
 
@@ -119,8 +124,11 @@ def test_perplexities_are_held_together_over_the_same_texts_only(tmp_path: Path)
     found = compare_runs(first, run_with("b", "1" * 32))
     said = {figure.label: (figure.first, figure.values) for figure in found.likelihoods}
     perplexity = math.exp(3.58)
-    assert said["Student, Q4_K_M file: perplexity of general text"] == ("35.9", (perplexity, perplexity))
-    assert "Student, Q4_K_M file: perplexity of general text, a byte" in said
+    assert said["Student, Q4_K_M file: perplexity of general text, by the token"] == (
+        "35.9",
+        (perplexity, perplexity),
+    )
+    assert "Student, Q4_K_M file: perplexity of general text, by the byte" in said
     other = compare_runs(first, run_with("c", "2" * 32))
     assert not other.likelihoods
     assert any("each run predicts its own texts" in text for text in other.apart)

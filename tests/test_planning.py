@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,3 +146,44 @@ def test_a_student_with_another_template_than_its_teacher_is_warned_of(folder: P
     recipe = recipe_of(str(teacher), student={"model": str(other)})
     assert "has another chat template than its teacher" in planned(tmp_path, recipe)
     assert f"{other}/chat_template.jinja" in planned(tmp_path, recipe)
+
+
+def test_memory_is_planned_nearer_after_a_run_on_this_machine(tmp_path: Path) -> None:
+    teacher = save_tiny(tmp_path / "teacher", seed=3)
+    sums = [{"prompt": f"what costs {n} and {n}", "answer": f"{n} and {n} cost {2 * n}"} for n in range(60)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sums))
+
+    def size_in(line: str) -> float:
+        value, unit = line.split("about ")[1].split()[:2]
+        return float(value.replace(",", "")) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit.strip(",")]
+
+    def trained(name: str, steps: int) -> int:
+        recipe = recipe_of(str(teacher), distil__steps=steps)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(recipe.model_dump(mode="json", exclude_unset=True)))
+        command = ["run", str(path), "--runs", str(tmp_path / "runs"), "--set", f"name={name}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "stillroom", *command, "--until", "distil"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        manifest = json.loads((tmp_path / f"runs/{name}/distil/manifest.json").read_text())
+        return manifest["counts"]["models"]["student"]["memory"]["measured bytes"]
+
+    def planned() -> tuple[float, float | None]:
+        run = Run(tmp_path / "runs/second", recipe_of(str(teacher), distil__steps=6), tmp_path)
+        lines = list(plan_lines(run, Asked(60, 20.0, [])))
+        found = {
+            line.split()[0]: size_in(line) for line in lines if line.startswith(("training", "  as measured"))
+        }
+        return found["training"], found.get("as")
+
+    assert planned()[1] is None
+    trained("first", 5)
+    plan, calibrated = planned()
+    second = trained("second", 6)
+    assert calibrated is not None
+    assert abs(calibrated - second) < abs(plan - second)
+    assert calibrated == pytest.approx(second, rel=0.5)

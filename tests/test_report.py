@@ -399,6 +399,23 @@ def test_the_data_section_shows_the_filters_steps_and_warnings_in_words(tmp_path
         assert noise not in page.text.split("Settings and machine")[0].split("From questions to lessons")[1]
 
 
+def test_every_models_files_stand_behind_it() -> None:
+    names = ["student-Q4_K_M", "before-Q8_0", "student", "teacher-Q2_K", "answers-only", "before", "teacher"]
+    found = Results.of(ResultRow(name, TASK, "exact", 0.5) for name in names)
+    assert found.models == [
+        "teacher", "teacher-Q2_K", "before", "before-Q8_0", "answers-only", "student", "student-Q4_K_M",
+    ]  # fmt: skip
+
+
+def test_with_several_tasks_each_sentence_names_its_own_and_the_terminal_has_no_intervals() -> None:
+    again = [replace(row, task="orders") for row in rows() if row.task == TASK]
+    said = verdict(Results.of([*rows(), *again]))
+    assert "On orders: before training, the student was exactly right in 0%; after it, in 91.6%." in said
+    table = console_table([*rows(), *again])
+    assert "90.6%" in table.rows[-1]
+    assert not any("(" in cell for row in table.rows for cell in row)
+
+
 def test_sizes_and_shares_read_well() -> None:
     assert [data_size(n) for n in (0, 999, 1000, 999_700, 2_310_000, 57_120_000, 14.1e9)] == [
         "0 bytes", "999 bytes", "1 kB", "1 MB", "2.31 MB", "57.1 MB", "14.1 GB",

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+CARD_RESERVE = 512 << 20
+"""Bytes of a card that its driver and the programs' own buffers take besides what is planned; more for long batches."""
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _earlier = 0
 """The highest peak before the system's own record of it was reset."""

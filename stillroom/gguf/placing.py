@@ -8,8 +8,8 @@ from pathlib import Path
 
 import gguf
 
-_KEPT = 512 << 20
-"""Bytes that the driver and llama.cpp's own buffers take beside weights and cache; more for long batches."""
+from stillroom.contracts.memory import CARD_RESERVE
+
 _CACHE_BYTES = 2
 """A key or value in float16, llama.cpp's default."""
 
@@ -40,7 +40,7 @@ def layers_that_fit(file: str | Path, vram: int, *, context: int) -> int:
         output += (
             embedding  # tied: the head on the card is a copy of the embedding, which stays with the processor
         )
-    left = vram - _KEPT
+    left = vram - CARD_RESERVE
     fitting = 0
     cache = _cache(reader, context)
     for size in (output, *(sizes[block] + cache for block in sorted(sizes, reverse=True))):

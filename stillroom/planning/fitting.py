@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from stillroom.contracts.memory import CARD_RESERVE
 from stillroom.planning.families import MODELS, Card
 from stillroom.planning.files import embedding_bytes, file_bytes
 
-BESIDE = 512 << 20
-"""Bytes of a card that its driver and llama.cpp's buffers take."""
 OF_NOMINAL = 0.8
 """Of a card's nominal bandwidth what float16 weights are read at; an assumption, cards differ."""
 HOST_BANDWIDTH = 50e9
@@ -81,7 +80,7 @@ def fit(model: str, kind: str, card: Card, context: int, *, taken: int = 0) -> F
     read = file - embedding_bytes(shape, kind) + cache
     # Layers of one size, and the output as one more.
     every = shape.layers + 1
-    left = max(0, card.memory - BESIDE - taken)
+    left = max(0, card.memory - CARD_RESERVE - taken)
     layers = every if file + cache <= left else min(shape.layers, left * every // (file + cache))
     share = layers / every
     quick = card.bandwidth * OF_NOMINAL * efficiency(kind)
@@ -101,7 +100,7 @@ def best_kind(model: str, card: Card, context: int, *, taken: int = 0) -> Fit | 
 def longest_context(found: Fit, card: Card) -> int:
     """Tokens whose keys and values there is room for beside the file, up to what the model was made for."""
     shape = MODELS[found.model]
-    left = card.memory - BESIDE - found.file
+    left = card.memory - CARD_RESERVE - found.file
     low, high = 0, shape.context or 1 << 20
     while low < high:
         middle = (low + high + 1) // 2

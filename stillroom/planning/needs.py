@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from stillroom.contracts.memory import CARD_RESERVE
 from stillroom.contracts.recipe import Lora, Recipe
 from stillroom.contracts.runfolder import Run
 from stillroom.planning.capturing import ANSWER_TOKENS, QUESTION_TOKENS
 from stillroom.planning.files import file_bytes
 from stillroom.planning.machine import gpu_bytes, memory_bytes, quick_at_bfloat16, size
 from stillroom.planning.memory import TrainingMemory, recipe_memory
+from stillroom.planning.pace import Expected
 from stillroom.planning.sums import Shape
 
-_BESIDE = 512 << 20
-"""Bytes that a card's driver and the programs on it take besides what is planned."""
 _KEPT_CHECKPOINTS = 2
 
 
@@ -32,12 +32,17 @@ def room_of(vram: int | None) -> Room:
     """A card of so many bytes; None: this machine's largest card, or its memory where it has none."""
     card = vram if vram is not None else gpu_bytes()
     if card:
-        return Room(card - _BESIDE, True, f"a card of {size(card)}")
+        return Room(card - CARD_RESERVE, True, f"a card of {size(card)}")
     return Room(memory_bytes(), False, f"this machine's {size(memory_bytes())}")
 
 
 def memory_lines(
-    recipe: Recipe, student: Shape, teacher: Shape | None, length: float, vram: int | None
+    recipe: Recipe,
+    student: Shape,
+    teacher: Shape | None,
+    length: float,
+    vram: int | None,
+    earlier: Callable[[int], Expected | None],
 ) -> Iterator[str]:
     """What training takes, part by part, whether it fits, and what would make it fit.
 
@@ -46,18 +51,24 @@ def memory_lines(
         student, teacher: their shapes.
         length: tokens of a lesson.
         vram: bytes of a card to plan for, instead of this machine.
+        earlier: what a training of so many planned bytes takes, as runs on this machine have it; None: there is none.
     """
     room = room_of(vram)
-    need = _need(recipe, student, teacher, length, room)
+    need = training_need(recipe, student, teacher, length, room)
     rows = min(recipe.distil.micro_batch_size, recipe.distil.batch_size)
     yield f"training       about {size(need.total)} at {rows} lessons of {length:,.0f} tokens at once"
     parts = [f"{name} {size(part)}" for name, part in need.parts.items() if part]
     yield f"  of which     {', '.join(parts)}; not all at once"
-    if need.total <= room.bytes:
+    total, factor = need.total, 1.0
+    if vram is None and (known := earlier(total)):
+        runs = "one run" if known.runs == 1 else f"{known.runs} runs"
+        yield f"  as measured  about {size(known.value)}, by what {runs} on this machine took beside their plans"
+        total, factor = int(known.value), known.value / total
+    if total <= room.bytes:
         yield f"  fits         {room.name}"
         return
     yield f"  warning: more than {room.name}"
-    found = _fitting(recipe, student, teacher, length, room)
+    found = _fitting(recipe, student, teacher, length, room, factor)
     if found is None:
         yield "    no setting of training makes it fit: take a smaller student.model, or cut one with student.prune"
     else:
@@ -65,7 +76,10 @@ def memory_lines(
         yield f"    set {change}: about {size(total)}"
 
 
-def _need(recipe: Recipe, student: Shape, teacher: Shape | None, length: float, room: Room) -> TrainingMemory:
+def training_need(
+    recipe: Recipe, student: Shape, teacher: Shape | None, length: float, room: Room
+) -> TrainingMemory:
+    """What training the recipe's student takes with lessons of so many tokens."""
     rows = min(recipe.distil.micro_batch_size, recipe.distil.batch_size)
     precision = recipe.distil.precision
     halves = precision == "bfloat16" or (precision == "auto" and (room.gpu or quick_at_bfloat16()))
@@ -73,7 +87,7 @@ def _need(recipe: Recipe, student: Shape, teacher: Shape | None, length: float, 
 
 
 def _fitting(
-    recipe: Recipe, student: Shape, teacher: Shape | None, length: float, room: Room
+    recipe: Recipe, student: Shape, teacher: Shape | None, length: float, room: Room, factor: float
 ) -> tuple[str, int] | None:
     """The first change of settings with which it fits, the cheapest first: fewer rows, checkpoints, adapters."""
     rows = min(recipe.distil.micro_batch_size, recipe.distil.batch_size)
@@ -92,7 +106,7 @@ def _fitting(
                 changed = recipe.model_copy(
                     update={**adapters, "distil": recipe.distil.model_copy(update=settings)}
                 )
-                total = _need(changed, student, teacher, length, room).total
+                total = int(factor * training_need(changed, student, teacher, length, room).total)
                 if total <= room.bytes:
                     return " and ".join(words), total
     return None

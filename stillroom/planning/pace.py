@@ -36,9 +36,9 @@ class Pace:
 
 @dataclass(frozen=True)
 class Expected:
-    """Seconds of a stage, as the runs on this machine have it: the middle one, the quickest, the slowest."""
+    """Seconds of a stage or bytes of a training, as runs on this machine have it: the middle one, the least, the most."""
 
-    seconds: float
+    value: float
     low: float
     high: float
     runs: int
@@ -82,7 +82,7 @@ def remember(run: Run, stage: str, counts: Mapping[str, Any], seconds: float) ->
     before = expected(run, stage, work)
     found = _read(run.path)
     found[stage] = asdict(
-        Pace(_machine(), work, round(seconds, 2), round(before.seconds, 2) if before else None)
+        Pace(_machine(), work, round(seconds, 2), round(before.value, 2) if before else None)
     )
     write_json(run.path / FILE, found)
 
@@ -98,6 +98,11 @@ def expected(run: Run, stage: str, work: float) -> Expected | None:
     if not rates:
         return None
     return Expected(work * median(rates), work * min(rates), work * max(rates), len(rates))
+
+
+def made_here(folder: Path, stage: str) -> bool:
+    """Whether a run's stage ran on this machine."""
+    return any(name == stage and pace.machine == _machine() for name, pace in _paces(folder))
 
 
 def _done(run: Run, stage: str, counts: Mapping[str, Any]) -> tuple[int, float]:

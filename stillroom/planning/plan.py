@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from stillroom.contracts.recipe import Recipe
 from stillroom.contracts.runfolder import Run
 from stillroom.planning.capturing import ANSWER_TOKENS, QUESTION_TOKENS, Capture, capture_sums, hidden_bytes
 from stillroom.planning.cautions import caution_lines
+from stillroom.planning.expecting import expectation_lines
+from stillroom.planning.held import expected_memory
 from stillroom.planning.machine import cores, memory_bytes, size
 from stillroom.planning.needs import disk_lines, file_lines, lesson_length, memory_lines
 from stillroom.planning.pace import TIMED, expected, work_of
@@ -62,7 +65,7 @@ def plan_lines(run: Run, asked: Asked, *, vram: int | None = None) -> Iterator[s
     if student:
         share = f", {student.parameters / teacher.parameters:.0%} of the teacher's" if teacher else ""
         yield f"student        {student.parameters:,} parameters{share}"
-        yield from memory_lines(recipe, student, teacher, length, vram)
+        yield from memory_lines(recipe, student, teacher, length, vram, partial(expected_memory, run))
     if recipe.teach.signal.kind != "none":
         sums = _capture(recipe, asked, teacher, student)
         book = sums.bytes
@@ -72,6 +75,8 @@ def plan_lines(run: Run, asked: Asked, *, vram: int | None = None) -> Iterator[s
     if rounds := recipe.distil.rounds:
         spared = "" if recipe.distil.teacher != "book" else ", each scored by the teacher"
         yield f"rounds         {rounds.count} of up to {rounds.questions} answers by the student{spared}"
+    if student and recipe.distil.loss.soft:
+        yield from expectation_lines(run, student, asked.answers, length)
     yield from _time_lines(run, asked)
     yield from file_lines(recipe, student, vram)
     yield from disk_lines(run, student, book)
@@ -86,11 +91,11 @@ def _time_lines(run: Run, asked: Asked) -> Iterator[str]:
         found = expected(run, stage, work) if work else None
         if found:
             known += 1
-            unit = "s" if found.seconds < 90 else "min"
+            unit = "s" if found.value < 90 else "min"
             per = 1 if unit == "s" else 60
             spread = f", {found.low / per:,.0f} to {found.high / per:,.0f}" if found.runs > 1 else ""
             runs = "one run" if found.runs == 1 else f"{found.runs} runs"
-            yield f"time           {stage} about {found.seconds / per:,.0f} {unit}{spread}, by {runs} on this machine"
+            yield f"time           {stage} about {found.value / per:,.0f} {unit}{spread}, by {runs} on this machine"
     if not known:
         yield "time           known after the first run: its stages' seconds are kept in pace.json"
 

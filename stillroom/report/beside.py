@@ -6,6 +6,7 @@ Quality is compared on the questions that both were asked, item by item; what ca
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,10 +102,11 @@ def compare_runs(first: Run, second: Run) -> Comparison:
 
 def _labelled(first: Run, second: Run) -> tuple[Side, Side]:
     """Each run under the shortest name that tells them apart."""
+    shared = os.path.commonpath([first.path.resolve(), second.path.resolve()])
     ways = (
         lambda run: run.recipe.name,
         lambda run: run.path.name,
-        lambda run: run.path.resolve().as_posix().lstrip("/"),
+        lambda run: run.path.resolve().relative_to(shared).as_posix(),
     )
     one, other = next((pair for way in ways if len({*(pair := (way(first), way(second)))}) == 2), ("A", "B"))
     return Side(first, one), Side(second, other)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stillroom.contracts.records import ResultRow
-from stillroom.report.rows import Results, data_size, number, percent, speed
+from stillroom.report.rows import Results, data_size, nats, percent, speed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,7 +57,7 @@ def _cells(results: Results, model: str) -> dict[str, str]:
         title = "" if len(results.tasks) == 1 else f"{task}\n"
         for metric in _measures(results, task):
             row = results.find(model, task, metric)
-            cells[title + _TITLES.get(metric, metric)] = _figure(row) if row else ""
+            cells[title + _TITLES.get(metric, metric)] = _figure(row, len(results.scored) == 1) if row else ""
     for title, task, metric, show in _COSTS:
         value = results.value(model, task, metric)
         cells[title] = show(value) if value else ""
@@ -65,17 +65,17 @@ def _cells(results: Results, model: str) -> dict[str, str]:
 
 
 def _measures(results: Results, task: str) -> list[str]:
-    """What is shown of a task: at most three figures a model, so that the table fits a terminal."""
+    """What is shown of a task: few figures a model, since a terminal is narrow."""
     if task in results.scored:
         return ["exact", "retention", *(f"pass@{k}" for k in results.passes(task)[1:][-1:])]
-    return ["perplexity" if results.having(task, "perplexity") else "loss", "kl"]
+    return ["perplexity"] if results.having(task, "perplexity") else ["loss", "kl"]
 
 
-def _figure(row: ResultRow) -> str:
-    if row.metric == "exact" and row.low is not None and row.high is not None:
+def _figure(row: ResultRow, interval: bool) -> str:
+    if interval and row.metric == "exact" and row.low is not None and row.high is not None:
         return f"{percent(row.value)} ({100 * row.low:.1f}–{100 * row.high:.1f})"
     shares = row.metric in ("exact", "retention") or row.metric.startswith("pass@")
-    return percent(row.value) if shares else number(row.value)
+    return percent(row.value) if shares else nats(row.value)
 
 
 _TITLES = {"retention": "kept", "kl": "KL"}

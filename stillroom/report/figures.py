@@ -10,7 +10,10 @@ from stillroom.report.rows import data_size, duration, model_name, nats, number,
 from stillroom.report.sides import Figure, Side, figure
 
 _OVER_LESSONS = (("loss", "loss on {}, nats a token"), ("kl", "KL to the teacher on {}, nats a token"))
-_OVER_TEXTS = (("perplexity", "perplexity of {}"), ("byte_perplexity", "perplexity of {}, a byte"))
+_OVER_TEXTS = (
+    ("perplexity", "perplexity of {}, by the token"),
+    ("byte_perplexity", "perplexity of {}, by the byte"),
+)
 
 
 def likelihoods(a: Side, b: Side, apart: list[str]) -> list[Figure]:

@@ -159,7 +159,7 @@ def _table(results: Results, name: str) -> ProbeTable:
 
 
 def _plot(results: Results, name: str, metric: str) -> Plot | None:
-    """In percent, since a plot's ticks are bare numbers."""
+    """In percent, since a plot's ticks are bare numbers; None where nobody is ever right."""
     shown = ("teacher", "before", results.shipped or "student")
     curves = {model: results.all(model, PROBE + name, metric) for model in shown}
     series = [
@@ -167,6 +167,8 @@ def _plot(results: Results, name: str, metric: str) -> Plot | None:
         for model, rows in curves.items()
         if rows
     ]
+    if not any(value for curve in series for _, value in curve.points):
+        return None
     _, over = _OVER[metric]
     return line_plot(f"Right answers by {over.lower()}", series, "% right", over.lower(), most=100)
 

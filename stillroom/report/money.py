@@ -64,7 +64,8 @@ def money(run: Run, results: Results, found: dict[str, Manifest]) -> Money | Non
     own = known.get(results.shipped or "")
     seconds = sum(manifest.seconds for manifest in found.values())
     return Money(
-        spent=_dollars(teach) + _dollars(_counts(found, "filter").get("judge")),
+        spent=_dollars(teach)
+        + sum(_dollars(_counts(found, stage).get("judge")) for stage in ("filter", "evaluate")),
         machine=None if rate is None else rate * seconds / 3600,
         teacher=price.cost(asked, answered) * _MILLION if price else None,
         student=None if rate is None or own is None else own * rate,

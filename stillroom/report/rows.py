@@ -46,15 +46,16 @@ class Results:
 
     @cached_property
     def models(self) -> list[str]:
-        """The models measured: teacher, baselines, student, then its files, smallest last."""
+        """The models measured: teacher, baselines, student, each with its files behind it, smallest last."""
         found = list(dict.fromkeys(row.model for row in self.rows))
         return sorted(found, key=self._place)
 
     def _place(self, model: str) -> tuple[float, float, str]:
         if model in _ORDER:
             return _ORDER.index(model), 0, model
-        if model.startswith("teacher-"):
-            return _ORDER.index("teacher") + 0.5, -self._bytes(model), model
+        owner = next((name for name in _ORDER if model.startswith(f"{name}-")), None)
+        if owner is not None:
+            return _ORDER.index(owner) + 0.5, -self._bytes(model), model
         if model == "student":
             return len(_ORDER) + 1, 0, model
         if is_file(model):

@@ -83,12 +83,20 @@ def verdict(results: Results) -> list[str]:
     sentences += [_runs(results, model), _lost(results, model)]
     sentences += [_preferred(results, model, task) for task in results.tasks]
     for task in results.scored:
-        sentences += [_signals(results, task), _before(results, task), _squeezed(results, model, task)]
-        sentences += [*_instead(results, model, task), inherited(results, model, task)]
+        compared = [_signals(results, task), _before(results, task), _squeezed(results, model, task)]
+        compared += _instead(results, model, task)
+        several = len(results.scored) > 1
+        sentences += [_on(task, text) if several and text else text for text in compared]
+        sentences.append(inherited(results, model, task))
         sentences.append(_caution(results, model, task))
     if results.scored:
         sentences += predicted
     return [sentence for sentence in sentences if sentence]
+
+
+def _on(task: str, sentence: str) -> str:
+    """The sentence with the task that it is about."""
+    return f"On {task}: {sentence[0].lower()}{sentence[1:]}"
 
 
 def _made(results: Results, model: str) -> str | None:

@@ -27,7 +27,7 @@ class Scorer:
     scale: list[float]
     lows: list[float]
     highs: list[float]
-    """Each feature's range where it was learned. What lies beyond counts as its end: nobody has seen how it goes on."""
+    """Each feature's range where it was learned; what lies beyond counts as its end: nobody has seen what comes there."""
     weights: list[float]
     """Of the standardised features, in nats of log-odds that the answer is good."""
     bias: float
