@@ -1,7 +1,7 @@
 """Does a cascade keep its promise, and does a learned router send less on than a plain one?
 
     python benchmarks/cascade.py promise --data ../shared/data
-    python benchmarks/cascade.py routers --run runs/tickets --items 4000 --work /tmp/cascade
+    python benchmarks/cascade.py routers --run runs/tickets --items 4000 --work cascade-work
 
 `promise`: of 1,000 random draws of calibration questions, in how many is the bound that was proved broken by all other
 questions? On real predictions (MMLU-Pro, 12,032 questions x 29 models, letters only): the student is one small model, the

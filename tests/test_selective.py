@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -43,6 +46,15 @@ def test_clopper_pearson_equals_scipys(pair: tuple[int, int], confidence: float)
 def test_so_many_kept_items_are_needed_for_five_per_cent(wrong: int, kept: int) -> None:
     assert fewest_kept(0.05, 0.95, wrong) == kept
     assert clopper_pearson(wrong, kept) <= 0.05 < clopper_pearson(wrong, kept - 1)
+
+
+def test_the_table_in_the_docs_is_true() -> None:
+    page = (Path(__file__).parents[1] / "docs/cascade.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) % \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for allowed, *kept in rows:
+        wanted = [fewest_kept(int(allowed) / 100, 0.95, wrong) for wrong in (0, 1, 5)]
+        assert [int(number.replace(",", "")) for number in kept] == wanted
 
 
 def test_a_router_must_send_on_at_least_the_wrong_answers_that_may_not_be_kept() -> None:

@@ -55,6 +55,8 @@ class Route(Section):
     def _asks_for_something(self) -> Route:
         if self.max_error is None and self.max_share is None and self.max_cost is None:
             raise ValueError("route has nothing to keep to: set max_error, max_share or max_cost")
-        if self.score in ("likelihood", "perplexity", "likeliest"):
-            raise ValueError(f"route.score {self.score} judges no written answers: take another")
+        if self.score in ("likelihood", "perplexity", "likeliest", "judge"):
+            raise ValueError(
+                f"route.score {self.score} does not say whether a written answer is right: take another"
+            )
         return self
