@@ -145,7 +145,8 @@ def test_each_need_can_turn_the_advice() -> None:
     assert best(volume=20_000.0, student_error=0.1, larger_error=0.2) == "cascade"
     assert best(volume=20_000.0, student_error=0.1, larger_error=0.2, private=True) == "nothing"
     assert best(volume=20_000.0, budget=100.0) == "nothing"
-    assert best(volume=20_000.0, latency=0.01) == "prompt"
+    assert best(volume=20_000.0, latency=0.01) == "nothing"
+    assert best(volume=20_000.0, latency=0.25, api_seconds=0.2) == "prompt"
     assert best(volume=20_000.0, student_error=0.25, larger_error=0.2, steps=10) == "composed agent"
 
 
@@ -193,6 +194,35 @@ def test_what_is_given_is_read_as_people_write_it_and_refused_with_a_remedy() ->
         assert caught.value.do
     with pytest.raises(UserError, match="no price"):
         needs_of({}, model="nobody-knows", prices=None, bandwidth="360GB", watts=170)
+
+
+def test_nobody_teaches_itself() -> None:
+    one = needs(private=True, card=Card(10**9, 50e9, 65))
+    found = next(way for way in ways(one) if way.name == "distil")
+    assert any("twice the student's size" in text for text in found.against)
+    assert not any(
+        "twice" in text for text in next(way for way in ways(needs()) if way.name == "distil").against
+    )
+
+
+def test_cards_are_counted_where_one_is_not_enough() -> None:
+    one = needs(volume=1e6, error=0.2)
+    crowded = next(way for way in ways(one) if way.name == "distil")
+    assert "--card-price would count" in " ".join(crowded.against)
+    found = next(way for way in ways(replace(one, card_price=400.0)) if way.name == "distil")
+    assert not found.against
+    seconds = best_kind("Qwen2.5-0.5B", one.card, one.context).seconds(one.read, one.answer)  # type: ignore[union-attr]
+    count = -(-1e6 * seconds // 86_400)
+    assert count > 1
+    assert found.fixed == pytest.approx(crowded.fixed + count * 400)
+
+
+def test_without_a_card_the_processor_answers_and_what_would_do_is_named() -> None:
+    one = needs_of({"card": "none", "budget": "1"}, model="gpt-4.1", prices=None, bandwidth="1GB", watts=1)
+    assert one.card.bandwidth == 50e9
+    text = "\n".join(advice_lines(one))
+    assert "nothing here would do" in text
+    assert "without a limit of the budget: " in text
 
 
 def test_assumptions_are_marked_and_what_is_given_is_not() -> None:

@@ -14,7 +14,7 @@ _QUESTIONS = {
     "stability": "How often does it change? stable (once a year), drifting (quarterly), moving (every other week)",
     "volume": "Requests a day",
     "latency": "Seconds that an answer may take",
-    "vram": "Memory of the card, such as 12GB",
+    "vram": "Memory of the card, such as 12GB; none where there is no card",
     "private": "May data not leave this house? yes or no",
     "error": "Share of answers that may be worse than the large model's, such as 0.05",
     "budget": "Dollars for the first year, 0 for no limit",
@@ -32,7 +32,9 @@ def advise(
     vram: Annotated[Optional[str], typer.Option(help="Memory of the card, such as 12GB.")] = None,  # noqa: UP045
     card: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="A card by its name, such as 'RTX 3060': memory, bandwidth and watts."),
+        typer.Option(
+            help="A card by its name, such as 'RTX 3060': memory, bandwidth and watts; none: the processor alone."
+        ),
     ] = None,
     bandwidth: Annotated[
         str, typer.Option(help="Bytes a second of a card that is given by --vram.")
@@ -72,6 +74,10 @@ def advise(
         typer.Option(help="The same of a larger model at home.", min=0, max=1),
     ] = None,
     card_price: Annotated[float | None, typer.Option(help="Dollars, where it must be bought.", min=0)] = None,
+    api_seconds: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Seconds that the large model's API takes for an answer, as measured.", min=0),
+    ] = None,
     power: Annotated[Optional[float], typer.Option(help="Dollars a kilowatt-hour.", min=0)] = None,  # noqa: UP045
     hourly: Annotated[Optional[float], typer.Option(help="Dollars an hour of work.", min=0)] = None,  # noqa: UP045
 ) -> None:
@@ -99,6 +105,7 @@ def advise(
         "student_error": student_error,
         "larger_error": larger_error,
         "card_price": card_price,
+        "api_seconds": api_seconds,
         "power": power,
         "hourly": hourly,
     }

@@ -7,7 +7,8 @@ requests, so that where two ways cost the same is a division.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Literal
 
 from stillroom.models.teachers import Price
@@ -43,8 +44,8 @@ _HOURS = {
 """Somebody's hours until it runs: of each way, of teaching again, and on top for a cascade, agent or search."""
 _LEARNING = 6 * 3
 """Floating-point operations a parameter and token of a training of three passes (6 N D)."""
-_FLOPS = 20e12
-"""Operations a second that a card of this class really does in training; an assumption."""
+_API_FIRST, _API_SPEED = 0.5, 80.0
+"""Seconds until an API's first token, and tokens a second from there; an assumption, no provider promises any."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Needs:
         facts: tokens of passages that are looked up and put before each request; 0: nothing is looked up.
         steps: calls that one request takes, of which one is the hard one.
         price: of the large model that is asked through an API.
+        api_seconds: that it takes for an answer; None: by its length.
         teaches: whether its terms let its answers train another model.
         student_error, larger_error: share of answers worse than the large model's, of a student and of a larger model
             that runs at home; None: by width.
@@ -89,6 +91,7 @@ class Needs:
     student_error: float | None = None
     larger_error: float | None = None
     card_price: float = 0.0
+    api_seconds: float | None = None
     power: float = 0.30
     hourly: float = 60.0
     teaches: bool = True
@@ -103,6 +106,11 @@ class Needs:
     def context(self) -> int:
         """Tokens whose keys and values are held for one call."""
         return 1 << (int(self.read + self.answer) - 1).bit_length()
+
+    @property
+    def asked(self) -> float:
+        """Seconds of one answer through the API."""
+        return _API_FIRST + self.answer / _API_SPEED if self.api_seconds is None else self.api_seconds
 
     @property
     def wrong(self) -> tuple[float, float]:
@@ -226,7 +234,7 @@ def _taught(needs: Needs, fit: Fit) -> tuple[float, list[str]]:
     lessons, times = _LESSONS[needs.width], _TEACHINGS[needs.stability]
     tokens = lessons * (needs.read + needs.answer)
     if needs.home_taught:
-        teacher = largest(needs.card, needs.context)
+        teacher = _home_teacher(needs, fit)
         seconds = lessons * teacher.seconds(needs.read, needs.answer) if teacher else 0.0
         answers = seconds / 3.6e6 * needs.card.watts * needs.power
         who = teacher.model if teacher else "a larger model"
@@ -235,25 +243,68 @@ def _taught(needs: Needs, fit: Fit) -> tuple[float, list[str]]:
     else:
         answers = lessons * needs.price.cost(needs.read, needs.answer)
         said = f"{lessons:,} lessons from the API: ${answers:,.2f}"
-    hours = _LEARNING * MODELS[fit.model].parameters * tokens / _FLOPS / 3600
+    hours = _LEARNING * MODELS[fit.model].parameters * tokens / needs.card.flops / 3600
     power = hours * needs.card.watts / 1000 * needs.power
     again = _HOURS["again"] * needs.hourly * (times - 1)
     total = times * (answers + power) + again
     sums = [
         f"teaching: {said}",
-        f"training: 18 x {MODELS[fit.model].parameters:,} x {tokens:,.0f} tokens / {_FLOPS:g} a second = {hours:,.1f} h, "
-        f"${power:,.2f}",
+        f"training: 18 x {MODELS[fit.model].parameters:,} x {tokens:,.0f} tokens / {needs.card.flops:g} a second = "
+        f"{hours:,.1f} h, ${power:,.2f}",
         f"{times} x a year, {times - 1} of them with {_HOURS['again']:g} h of work: ${total:,.0f}",
     ]
     return total, sums
+
+
+def _home_teacher(needs: Needs, student: Fit) -> Fit | None:
+    """The largest model on the card of at least twice the student's size."""
+    least = 2 * MODELS[student.model].parameters
+    above = [name for name, shape in MODELS.items() if shape.parameters >= least]
+    return largest(needs.card, needs.context, above) if above else None
+
+
+def _untaught(needs: Needs, student: Fit) -> list[str]:
+    if not needs.home_taught or _home_teacher(needs, student):
+        return []
+    return ["no model of twice the student's size fits the card to teach it"]
 
 
 def _quick(needs: Needs, seconds: float, of: str = "") -> Iterator[str]:
     """Why a way at home is too slow, one answer at a time."""
     if seconds > needs.latency:
         yield f"{of}takes {seconds:.1f} s an answer, {needs.latency:g} s are allowed"
-    if (busy := needs.volume * seconds / _SECONDS) > 1:
-        yield f"{of}would be busy {busy:.1f} days a day, answers one after the other"
+    yield from _busy(needs, seconds, of)
+
+
+def _busy(needs: Needs, seconds: float, of: str = "") -> Iterator[str]:
+    """Why one card is not enough, where more have no price."""
+    if (cards := _cards(needs, seconds)) > 1 and not needs.card_price:
+        yield (
+            f"{of}would be busy {needs.volume * seconds / _SECONDS:.1f} days a day, answers one after the other: "
+            f"takes {cards} such cards, which --card-price would count"
+        )
+
+
+def _cards(needs: Needs, seconds: float) -> int:
+    """Cards that answer so many requests of so many seconds, each one after the other; a server that batches needs fewer."""
+    return max(1, ceil(needs.volume * seconds / _SECONDS))
+
+
+def _bought(needs: Needs, seconds: float) -> tuple[float, list[str]]:
+    """Dollars of the cards, and the sum where they cost any."""
+    if not needs.card_price:
+        return 0.0, []
+    cards = _cards(needs, seconds)
+    price = cards * needs.card_price
+    return price, [f"cards: {cards} x ${needs.card_price:,.0f} = ${price:,.0f}, answers one after the other"]
+
+
+def _slow(needs: Needs, calls: float) -> list[str]:
+    """Why the API is too slow."""
+    seconds = calls * needs.asked
+    if seconds <= needs.latency:
+        return []
+    return [f"the API is taken to need {seconds:.1f} s an answer, {needs.latency:g} s are allowed"]
 
 
 def _way(
@@ -280,7 +331,15 @@ def _prompt(needs: Needs) -> Way:
     work, hours = _hours(needs, "prompt")
     each, asked = _asked(needs, needs.steps)
     name = "prompt and look up (RAG)" if needs.facts else "prompt"
-    return _way(needs, name, "the large model through its API", work, each, [hours, asked], _private(needs))
+    return _way(
+        needs,
+        name,
+        "the large model through its API",
+        work,
+        each,
+        [hours, asked],
+        [*_private(needs), *_slow(needs, needs.steps)],
+    )
 
 
 def _quantise(needs: Needs, larger: Fit) -> Way:
@@ -289,7 +348,8 @@ def _quantise(needs: Needs, larger: Fit) -> Way:
     seconds = needs.steps * larger.seconds(needs.read, needs.answer)
     against = [*_bar(needs, needs.wrong[1], larger.model), *_quick(needs, seconds)]
     what = f"{larger.model} {larger.kind} at home"
-    return _way(needs, "quantise a bigger one", what, work + needs.card_price, each, [hours, power], against)
+    cards, bought = _bought(needs, seconds)
+    return _way(needs, "quantise a bigger one", what, work + cards, each, [hours, *bought, power], against)
 
 
 def _distil(needs: Needs, student: Fit) -> Way:
@@ -297,15 +357,20 @@ def _distil(needs: Needs, student: Fit) -> Way:
     taught, sums = _taught(needs, student)
     each, power = _run(needs, student, needs.steps)
     seconds = needs.steps * student.seconds(needs.read, needs.answer)
-    against = [*_bar(needs, needs.wrong[0], "the student"), *_quick(needs, seconds)]
-    fixed = work + taught + needs.card_price
+    against = [
+        *_untaught(needs, student),
+        *_bar(needs, needs.wrong[0], "the student"),
+        *_quick(needs, seconds),
+    ]
+    cards, bought = _bought(needs, seconds)
+    fixed = work + taught + cards
     return _way(
         needs,
         "distil",
         f"{student.model} {student.kind} at home",
         fixed,
         each,
-        [hours, *sums, power],
+        [hours, *sums, *bought, power],
         against,
     )
 
@@ -318,10 +383,13 @@ def _cascade(needs: Needs, student: Fit) -> Way:
     more, asked = _asked(needs, needs.steps * share)
     seconds = needs.steps * student.seconds(needs.read, needs.answer)
     went = _went(needs, share, "the API")
-    fixed = work + taught + needs.card_price
+    cards, bought = _bought(needs, seconds)
+    fixed = work + taught + cards
     what = f"{student.model} {student.kind} at home, {share:.0%} of requests on to the API"
-    against = [*_private(needs), *_quick(needs, seconds, "the student ")]
-    return _way(needs, "cascade", what, fixed, each + more, [hours, *sums, power, went, asked], against)
+    against = [*_private(needs), *_untaught(needs, student), *_quick(needs, seconds, "the student ")]
+    against += _slow(needs, needs.steps) if share else []
+    sums = [hours, *sums, *bought, power, went, asked]
+    return _way(needs, "cascade", what, fixed, each + more, sums, against)
 
 
 def _both(needs: Needs, student: Fit) -> Way | None:
@@ -337,15 +405,14 @@ def _both(needs: Needs, student: Fit) -> Way | None:
     share = escalated(needs.wrong[0], needs.error)
     more, again = _run(needs, larger, needs.steps * share)
     quick, slow = (needs.steps * fit.seconds(needs.read, needs.answer) for fit in (student, larger))
-    against = [*_bar(needs, needs.wrong[1], larger.model)] if share else []
+    against = [*_untaught(needs, student), *(_bar(needs, needs.wrong[1], larger.model) if share else [])]
     if quick + slow > needs.latency:
         against.append(f"an escalated answer takes {quick + slow:.1f} s, {needs.latency:g} s are allowed")
-    against += [text for text in _quick(needs, quick + share * slow) if "busy" in text]
+    against += _busy(needs, quick + share * slow)
+    cards, bought = _bought(needs, quick + share * slow)
     what = f"{student.model} {student.kind} and {larger.model} {larger.kind} on one card, {share:.0%} of requests on to it"
-    sums = [hours, *sums, power, _went(needs, share, larger.model), again]
-    return _way(
-        needs, "distil and quantise", what, work + taught + needs.card_price, own + more, sums, against
-    )
+    sums = [hours, *sums, *bought, power, _went(needs, share, larger.model), again]
+    return _way(needs, "distil and quantise", what, work + taught + cards, own + more, sums, against)
 
 
 def _agent(needs: Needs, student: Fit) -> Way:
@@ -356,9 +423,11 @@ def _agent(needs: Needs, student: Fit) -> Way:
     more, asked = _asked(needs, 1)
     seconds = (needs.steps - 1) * student.seconds(needs.read, needs.answer)
     what = f"{student.model} {student.kind} for {needs.steps - 1} steps, the API for the one it cannot take"
-    against = [*_private(needs), *_quick(needs, seconds, "the student ")]
-    fixed = work + taught + needs.card_price
-    return _way(needs, "composed agent", what, fixed, own + more, [hours, *sums, power, asked], against)
+    against = [*_private(needs), *_untaught(needs, student), *_slow(needs, 1)]
+    against += _quick(needs, seconds, "the student ")
+    cards, bought = _bought(needs, seconds)
+    sums = [hours, *sums, *bought, power, asked]
+    return _way(needs, "composed agent", what, work + taught + cards, own + more, sums, against)
 
 
 def _went(needs: Needs, share: float, who: str) -> str:
@@ -388,11 +457,11 @@ def break_even(way: Way, before: Way, volume: float) -> float | None:
 
 
 def turning_points(
-    best: Way, found: Sequence[Way], needs: Needs, again: Callable[[Needs], list[Way]] = ways
+    best: Way | None, found: Sequence[Way], needs: Needs, again: Callable[[Needs], list[Way]] = ways
 ) -> Iterator[str]:
     """What would change the advice, each tried by changing one need and summing anew."""
     for other in found:
-        if other is best or other.against:
+        if best is None or other is best or other.against:
             continue
         volume = crossing(best, other)
         if volume:
@@ -401,8 +470,9 @@ def turning_points(
     for words, changed in _otherwise(needs):
         new = advised(again(changed), changed)
         if new is None:
-            yield f"{words}: nothing here would do"
-        elif new.name != best.name:
+            if best is not None:
+                yield f"{words}: nothing here would do"
+        elif best is None or new.name != best.name:
             yield f"{words}: {new.name}, ${new.year(changed.volume):,.0f} in the first year"
 
 
@@ -410,8 +480,7 @@ def _otherwise(needs: Needs) -> Iterator[tuple[str, Needs]]:
     """Needs that differ in one thing."""
 
     def with_(**one: object) -> Needs:
-        kept = {item.name: getattr(needs, item.name) for item in fields(needs)}
-        return Needs(**{**kept, **one})
+        return replace(needs, **one)  # type: ignore[arg-type]
 
     own = needs.wrong[0]
     yield "if data may leave" if needs.private else "if data may not leave", with_(private=not needs.private)
@@ -426,5 +495,11 @@ def _otherwise(needs: Needs) -> Iterator[tuple[str, Needs]]:
             yield f"if the task were {stability}", with_(stability=stability)
     tenth = Price(models=["*"], input=needs.price.input / 10, output=needs.price.output / 10)
     yield "if the API cost a tenth", with_(price=tenth)
+    yield f"if answers might take {10 * needs.latency:g} s", with_(latency=10 * needs.latency)
+    if needs.budget != float("inf"):
+        yield "without a limit of the budget", with_(budget=float("inf"))
+        yield "if your own hours cost nothing (--hourly 0)", with_(hourly=0.0)
+    card = replace(needs.card, memory=2 * needs.card.memory)
+    yield "with a card of twice the memory", with_(card=card)
     yield "with ten times the requests", with_(volume=10 * needs.volume)
     yield "with a tenth of the requests", with_(volume=needs.volume / 10)

@@ -57,6 +57,7 @@ def _needs_lines(needs: Needs) -> Iterator[str]:
         "facts": f"{needs.facts:,.0f} tokens are looked up for each request",
         "steps": f"{needs.steps} calls a request",
         "price": f"${needs.price.input:g} and ${needs.price.output:g} a million tokens read and written{_dated(needs)}",
+        "api_seconds": f"{needs.asked:.1f} s an answer of the large model",
         "student_error": f"{own:.1%} of a student's answers are worse",
         "larger_error": f"{larger:.1%} of a larger model's at home are",
         "card": f"{size(needs.card.memory)}, {size(needs.card.bandwidth)}/s, {needs.card.watts:g} W",
@@ -119,7 +120,14 @@ def _way_lines(found: Sequence[Way], best: Way | None, needs: Needs) -> Iterator
 
 def _answer_lines(found: Sequence[Way], best: Way | None, needs: Needs) -> Iterator[str]:
     if best is None:
-        yield "advice: nothing here would do; loosen what the ways name as their reason, or take a larger card"
+        yield "advice: nothing here would do; each way names its reasons"
+        points = list(turning_points(None, found, needs))
+        yield (
+            "what would change it"
+            if points
+            else "nothing that was tried changes it: loosen more than one need"
+        )
+        yield from (f"  {point}" for point in points)
         return
     yield f"advice: {best.name}: {best.what}"
     first = found[0]

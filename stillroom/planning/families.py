@@ -49,6 +49,8 @@ class Card:
     memory: int
     bandwidth: float
     watts: float
+    flops: float = 20e12
+    """Operations a second that it really does in training; an assumption."""
 
 
 CARDS = {

@@ -9,7 +9,8 @@ from stillroom.contracts.errors import UserError
 from stillroom.models.teachers import Price, price_of, terms_of
 from stillroom.planning.advice import Needs, Stability, Width
 from stillroom.planning.families import Card, card_of
-from stillroom.planning.machine import bytes_of, gpu_bytes
+from stillroom.planning.fitting import HOST_BANDWIDTH
+from stillroom.planning.machine import bytes_of, gpu_bytes, memory_bytes
 
 _YES, _NO = ("yes", "y", "true", "1"), ("no", "n", "false", "0")
 _PROVIDERS = (
@@ -19,6 +20,9 @@ _PROVIDERS = (
     "https://generativelanguage.googleapis.com",
 )
 """The table knows prices by model and address: the providers' own are tried."""
+_NO_CARD = ("none", "no", "cpu")
+_HOST_WATTS, _HOST_FLOPS = 65.0, 0.2e12
+"""Watts of a desktop's processor, and operations a second that it really does in training; assumptions."""
 _USUAL = 12 * 10**9
 """Bytes of the card where none is given and this machine has none."""
 
@@ -51,6 +55,7 @@ def needs_of(
             "student_error",
             "larger_error",
             "card_price",
+            "api_seconds",
             "power",
             "hourly",
         )
@@ -80,6 +85,8 @@ def needs_of(
 
 
 def _card(given: Mapping[str, Any], bandwidth: str, watts: float) -> Card:
+    if str(given.get("card", given.get("vram"))).lower().strip() in _NO_CARD:
+        return Card(memory_bytes(), HOST_BANDWIDTH, _HOST_WATTS, _HOST_FLOPS)
     if "card" in given:
         return card_of(str(given["card"]))
     memory = bytes_of(str(given["vram"])) if "vram" in given else gpu_bytes() or _USUAL
