@@ -39,6 +39,7 @@ from stillroom.evaluation import (
     retention,
 )
 from stillroom.evaluation.answering import answer_tasks
+from stillroom.evaluation.energy import Energy
 from stillroom.evaluation.job import Job
 from stillroom.evaluation.likelihood import likelihood
 from stillroom.evaluation.pace import Pace, measure_pace
@@ -514,16 +515,47 @@ def timed(prompt: int, tokens: int, seconds: float, first: float | None) -> Repl
     )
 
 
-def test_the_pace_of_a_model_is_that_of_one_question_at_a_time() -> None:
+def test_the_pace_of_a_model_is_that_of_one_question_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [Item([{"role": "user", "content": str(n)}], "") for n in range(17)]
     warm_up = timed(10, 2, 9.0, 8.0)
     quick = [timed(100, 11, 1.5, 0.5)] * 5  # 200 tokens a second read, 10 written
     slow = [timed(100, 11, 3.0, 1.0), timed(100, 1, 1.0, 1.0), timed(100, 11, 3.0, 1.0)]
     model = Clock(warm_up, *quick, *slow)
+    monkeypatch.setattr(Energy, "now", lambda: None)
     assert measure_pace(model, items) == Pace(0.5, 200.0, 10.0, 8)
     assert [messages[0]["content"] for messages, _ in model.asked[1:]] == [str(n) for n in range(0, 16, 2)]
     assert measure_pace(Clock(timed(10, 2, 9.0, None)), items) is None
     assert measure_pace(Clock(), []) is None
+
+
+def counters(folder: Path, **counts: int) -> Energy | None:
+    """A machine whose packages have counted so many microjoules and start again after a thousand."""
+    for zone, count in counts.items():
+        place = folder / zone.replace("_", ":").replace("rapl:", "intel-rapl:", 1)
+        place.mkdir(exist_ok=True)
+        (place / "energy_uj").write_text(f"{count}\n")
+        (place / "max_energy_range_uj").write_text("999999999\n")
+    return Energy.now(folder)
+
+
+def test_energy_is_counted_over_packages_and_past_a_counters_end(tmp_path: Path) -> None:
+    first = counters(tmp_path, rapl_0=999_000_000, rapl_1=5_000_000, rapl_0_0=1)
+    assert first is not None
+    assert first.until(counters(tmp_path, rapl_0=2_000_000, rapl_1=6_500_000, rapl_0_0=900)) == 4.5
+    (tmp_path / "intel-rapl:1" / "energy_uj").unlink()
+    assert first.until(Energy.now(tmp_path)) is None, "a counter that has gone says nothing"
+    assert Energy.now(tmp_path / "nowhere") is None
+
+
+def test_energy_of_a_question_is_the_packages_over_all_that_were_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = iter([counters(tmp_path, rapl_0=0), counters(tmp_path, rapl_0=24_000_000)])
+    monkeypatch.setattr(Energy, "now", lambda: next(seen))
+    items = [Item([{"role": "user", "content": str(n)}], "") for n in range(8)]
+    pace = measure_pace(Clock(*[timed(100, 11, 1.5, 0.5)] * 9), items)
+    assert pace is not None
+    assert pace.joules_per_question == 3.0
 
 
 def test_a_fault_of_the_process_reaches_the_user_with_its_parts(task: EvaluationTask) -> None:

@@ -160,6 +160,7 @@ def _cost(model: str, figures: Figures) -> Iterator[ResultRow]:
             ("first_token_ms", 1000 * pace.first_token_seconds),
             ("prompt_tokens_per_second", pace.prompt_tokens_per_second),
             ("tokens_per_second_alone", pace.generated_tokens_per_second),
+            ("joules_per_question", pace.joules_per_question),
         ):
             if value is not None:
                 yield ResultRow(model, "speed", metric, value, n=pace.questions)

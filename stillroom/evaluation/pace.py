@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from stillroom.contracts.records import Answerer, Reply, Request, Sampling
+from stillroom.evaluation.energy import Energy
 from stillroom.evaluation.tasks import Item
 from stillroom.models.chat_completions import ChatRequest
 
@@ -27,6 +28,8 @@ class Pace:
     generated_tokens_per_second: float | None
     """Of the tokens after the first; None where no answer had as many as two."""
     questions: int
+    joules_per_question: float | None = None
+    """Of the processor packages, everything that the machine does meanwhile included; None where it does not tell."""
 
 
 def measure_pace(model: Answerer, items: Sequence[Item]) -> Pace | None:
@@ -40,12 +43,13 @@ def measure_pace(model: Answerer, items: Sequence[Item]) -> Pace | None:
     chosen = list(items[::step][:_QUESTIONS])
     if not chosen or _alone(model, chosen[0], 2) is None:  # which also warms up a batch of one
         return None
-    replies, until = [], time.monotonic() + _SECONDS
+    replies, until, energy = [], time.monotonic() + _SECONDS, Energy.now()
     for item in chosen:
         reply = _alone(model, item, _TOKENS)
         replies += [reply] if reply else []
         if time.monotonic() > until:
             break
+    joules = energy.until(Energy.now()) if energy else None
     waits = [(reply, reply.first_token_seconds) for reply in replies if reply.first_token_seconds]
     if not waits:
         return None
@@ -59,6 +63,7 @@ def measure_pace(model: Answerer, items: Sequence[Item]) -> Pace | None:
         median(reply.prompt_tokens / wait for reply, wait in waits),
         median(writing) if writing else None,
         len(waits),
+        joules / len(replies) if joules is not None else None,
     )
 
 

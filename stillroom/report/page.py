@@ -25,7 +25,7 @@ from stillroom.report.money import Money, money, money_facts, money_sentence
 from stillroom.report.plots import reliability_plots, training_plots
 from stillroom.report.rendering import render
 from stillroom.report.routed import routed
-from stillroom.report.rows import Results, data_size, milliseconds, people_count, read_results, speed
+from stillroom.report.rows import Results, data_size, joules, milliseconds, people_count, read_results, speed
 from stillroom.report.scale import Scale
 from stillroom.report.verdict import inherited, losses, nearer, title, verdict
 
@@ -161,6 +161,7 @@ def _costs(results: Results) -> list[Column]:
         ("First token, alone", "speed", "first_token_ms", milliseconds),
         ("Prompt tokens a second, alone", "speed", "prompt_tokens_per_second", speed),
         ("Tokens a second, alone", "speed", "tokens_per_second_alone", speed),
+        ("Energy a question, alone", "speed", "joules_per_question", joules),
     )
     found = []
     for name, task, metric, show in columns:

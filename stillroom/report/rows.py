@@ -229,6 +229,11 @@ def milliseconds(value: float) -> str:
     return f"{value:.0f} ms" if value >= 10 else f"{value:.1f} ms"
 
 
+def joules(value: float) -> str:
+    """An energy: 0.42 J, 18 J."""
+    return f"{value:.0f} J" if value >= 10 else f"{value:.2g} J"
+
+
 def speed(tokens_per_second: float) -> str:
     """Tokens a second without false precision."""
     return f"{tokens_per_second:,.0f}" if tokens_per_second >= 10 else f"{tokens_per_second:.1f}"
