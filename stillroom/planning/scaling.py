@@ -97,7 +97,7 @@ def fit_law(runs: Sequence[Reached]) -> Law:
     variance = squares / freedom
     _, slopes = _value(coefficients, known - centre)
     # Where the runs do not tell two coefficients apart, what cannot be seen does not count as known.
-    covariance: Floats = variance * np.linalg.pinv(slopes.T @ slopes, rcond=1e-8)
+    covariance = np.asarray(variance * np.linalg.pinv(slopes.T @ slopes, rcond=1e-8), np.float64)
     sizes, tokens = [run.parameters for run in runs], [run.tokens for run in runs]
     return Law(
         coefficients,
