@@ -220,6 +220,8 @@ def test_cards_are_counted_where_one_is_not_enough() -> None:
 def test_without_a_card_the_processor_answers_and_what_would_do_is_named() -> None:
     one = needs_of({"card": "none", "budget": "1"}, model="gpt-4.1", prices=None, bandwidth="1GB", watts=1)
     assert one.card.bandwidth == 50e9
+    assert needs_of({"vram": "none"}, model="gpt-4.1", prices=None, bandwidth="1GB", watts=1).card == one.card
+    assert needs_of({}, model="gpt-4.1", prices=None, bandwidth="1GB", watts=1).card.bandwidth == 1e9
     text = "\n".join(advice_lines(one))
     assert "nothing here would do" in text
     assert "without a limit of the budget: " in text

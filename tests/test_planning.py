@@ -84,6 +84,8 @@ def planned(tmp_path: Path, recipe: Recipe, asked: Asked | None = None, vram: st
 def test_what_does_not_fit_comes_with_the_setting_that_makes_it_fit(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(str(folder), distil__micro_batch_size=512, distil__batch_size=512)
     assert "fits         a card of 16.0 GB" in planned(tmp_path, recipe, vram="16GB")
+    assert "every step has other lengths" not in planned(tmp_path, recipe, vram="16GB")
+    assert "every step has other lengths" in planned(tmp_path, recipe)
     text = planned(tmp_path, recipe, vram="0.6GB")
     assert "warning: more than a card of 600.0 MB" in text
     setting = next(line for line in text.splitlines() if "set distil.micro_batch_size=" in line)

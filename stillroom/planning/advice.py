@@ -395,8 +395,15 @@ def _cascade(needs: Needs, student: Fit) -> Way:
 def _both(needs: Needs, student: Fit) -> Way | None:
     """A student for every day and a larger model for hard questions, on one card."""
     least = max(_LARGER, 2 * MODELS[student.model].parameters)
-    above = [name for name, shape in MODELS.items() if shape.parameters >= least]
-    larger = largest(needs.card, needs.context, above, taken=student.bytes) if above else None
+    left = needs.latency - needs.steps * student.seconds(needs.read, needs.answer)
+    fits = [
+        fit
+        for name, shape in MODELS.items()
+        if shape.parameters >= least
+        and (fit := best_kind(name, needs.card, needs.context, taken=student.bytes))
+    ]
+    quick_enough = [fit for fit in fits if needs.steps * fit.seconds(needs.read, needs.answer) <= left]
+    larger = max(quick_enough or fits, key=lambda fit: MODELS[fit.model].parameters, default=None)
     if larger is None:
         return None
     work, hours = _hours(needs, "distil", "cascade")

@@ -131,7 +131,7 @@ def _answer_lines(found: Sequence[Way], best: Way | None, needs: Needs) -> Itera
         return
     yield f"advice: {best.name}: {best.what}"
     first = found[0]
-    if best is not first:
+    if best is not first and not first.against:
         days = break_even(best, first, needs.volume)
         if days is None:
             yield f"  it never earns back what it costs more than `{first.name}` at first"

@@ -39,7 +39,12 @@ MODELS = {
     "Phi-4-mini": Shape(32, 3072, 8192, 24, 8, 128, 200_064, True, 131_072, fused=True),
     "Phi-4": Shape(40, 5120, 17_920, 40, 10, 128, 100_352, False, 16_384, fused=True),
 }
-"""As each model's config.json has them; of Gemma 3 the part that reads and writes text."""
+"""As each model's config.json has them; of Gemma 3 the part that reads and writes text.
+
+Compared with copies of config.json in public repositories: Llama-3.1-8B, Llama-3.2-3B, Qwen2.5-3B to 32B, Qwen3-4B to
+32B, Gemma-3-27B, Phi-4. The others by their parameters alone, as their cards say them (tests/test_advice.py). Contexts of
+Qwen2.5-7B and larger are those of the instructed models; the base models' are 131,072.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ CARDS = {
     "A100 80GB": Card(80 * 10**9, 2039e9, 400),
     "H100 80GB": Card(80 * 10**9, 3350e9, 700),
 }
+"""Bandwidths agree with public tables (dealers', the trade press's, other programs' tests; not the maker's own pages), and
+so do the watts of RTX 3060, RTX 4080, RTX 4090, L4 and A100; the other watts are from memory."""
 
 
 def card_of(name: str) -> Card:

@@ -85,7 +85,7 @@ def needs_of(
 
 
 def _card(given: Mapping[str, Any], bandwidth: str, watts: float) -> Card:
-    if str(given.get("card", given.get("vram"))).lower().strip() in _NO_CARD:
+    if str(given.get("card", given.get("vram", ""))).lower().strip() in _NO_CARD:
         return Card(memory_bytes(), HOST_BANDWIDTH, _HOST_WATTS, _HOST_FLOPS)
     if "card" in given:
         return card_of(str(given["card"]))

@@ -60,7 +60,10 @@ def memory_lines(
     parts = [f"{name} {size(part)}" for name, part in need.parts.items() if part]
     yield f"  of which     {', '.join(parts)}; not all at once"
     total, factor = need.total, 1.0
-    if vram is None and (known := earlier(total)):
+    known = earlier(total) if vram is None else None
+    if known is None and not room.gpu:
+        yield "  may be more  on a processor, where every step has other lengths: 4.3 times the plan was measured once"
+    if known:
         runs = "one run" if known.runs == 1 else f"{known.runs} runs"
         yield f"  as measured  about {size(known.value)}, by what {runs} on this machine took beside their plans"
         total, factor = int(known.value), known.value / total
