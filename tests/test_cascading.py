@@ -127,7 +127,7 @@ def cascading(
         valid=lambda _: True,
         system="Be brief.",
         timeout=2.0,
-        escalations=Escalations(tmp_path / "kept.jsonl", rule.deciles, said.append),
+        escalations=Escalations(tmp_path / "kept.jsonl", rule.deciles, warn=said.append),
     )
 
 
@@ -237,6 +237,34 @@ def test_a_days_budget_is_kept(cascading: Cascading, address: str, frontier: Fro
     assert who == ["frontier", "frontier", "student", "student"]
     assert len(frontier.bodies) == 2
     assert "today" in ask(address, "a hard one").parse().stillroom["why"]
+
+
+def test_kept_answers_are_checked_afterwards_and_a_broken_promise_is_told_of(
+    cascading: Cascading, address: str, frontier: Frontier, said: list[str]
+) -> None:
+    cascading.check_share, cascading.escalations.allowed = 1.0, 0.05
+    counts = cascading.escalations.counts
+    for number in range(1, 4):
+        raw = ask(address, "an easy one", stream=number == 2)
+        assert raw.headers["x-stillroom-answered-by"] == "student"
+        wait_until(lambda number=number: counts["differs"] == number)
+    assert not json.loads(frontier.bodies[1]).get("stream")
+    assert metric(address, 'stillroom_cascade_checked_total{model="small",result="differs"}') == 3
+    assert [line for line in said if "promise does not hold" in line] == said
+    assert len(said) == 1, "said once"
+    cascading.agree = lambda own, other: (own, other) == ("the student says so", "the frontier knows")
+    ask(address, "an easy one")
+    wait_until(lambda: counts["agrees"] == 1)
+    frontier.trouble = "500"
+    assert ask(address, "an easy one").parse().stillroom["fallback"] is False
+
+
+def test_a_few_differences_break_no_promise() -> None:
+    said: list[str] = []
+    escalations = Escalations(allowed=0.05, warn=said.append)
+    for number in range(400):
+        escalations.checked(number % 20 != 0)
+    assert said == []
 
 
 def test_what_was_sent_on_is_a_log_that_prompts_can_read(cascading: Cascading, address: str) -> None:

@@ -63,6 +63,12 @@ def serve(
         float,
         typer.Option(help="Seconds that the model behind may take before the student stands in.", min=0.1),
     ] = 60.0,
+    check: Annotated[
+        float,
+        typer.Option(
+            help="Share of the kept answers for which the model behind is asked all the same.", min=0, max=1
+        ),
+    ] = 0.0,
     keep_escalated: Annotated[
         bool,
         typer.Option(
@@ -79,7 +85,7 @@ def serve(
     keep = path / "route" / "escalated.jsonl" if keep_escalated else None
     behind = None
     if run and cascade and run.recipe.route and run.manifest("route"):
-        behind = partial(_cascade, run, most_a_day=most_a_day, patience=patience, keep=keep)
+        behind = partial(_cascade, run, most_a_day=most_a_day, patience=patience, check=check, keep=keep)
     serve_file(
         path,
         host=host,
@@ -96,17 +102,23 @@ def serve(
 
 
 def _cascade(
-    run: Run, student: Backend, *, most_a_day: int | None, patience: float, keep: Path | None
+    run: Run, student: Backend, *, most_a_day: int | None, patience: float, check: float, keep: Path | None
 ) -> Cascading:
     """The run's cascade, with the model behind it ready to be asked."""
     from stillroom.checks import strip_reasoning
-    from stillroom.evaluation.tasks import has_form
+    from stillroom.contracts.records import Reply
+    from stillroom.evaluation.scoring import agrees
+    from stillroom.evaluation.tasks import Item, has_form
     from stillroom.serving import Cascade, Cascading, Escalations
 
     recipe, spec = run.recipe, run.recipe.route
     assert spec is not None
     score = spec.score or recipe.written_score
     assert score is not None
+
+    def agree(own: str, other: str) -> bool:
+        return agrees(Item([], ""), Reply(own, "stop"), strip_reasoning(other), score)
+
     rule = Cascade.load(run.folder("route") / "cascade.json")
     for sentence in rule.promise.sentences:
         print(sentence)
@@ -119,7 +131,9 @@ def _cascade(
         system=recipe.teach.system,
         timeout=patience,
         most_a_day=most_a_day,
-        escalations=Escalations(keep, rule.deciles, print),
+        check_share=check,
+        agree=agree,
+        escalations=Escalations(keep, rule.deciles, rule.policy.max_error, print),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from string import ascii_uppercase
 
 from stillroom.checks import (
@@ -21,7 +21,7 @@ from stillroom.checks import (
 )
 from stillroom.contracts.recipe import Score
 from stillroom.contracts.records import Reply
-from stillroom.evaluation.tasks import Item
+from stillroom.evaluation.tasks import Item, has_form
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,22 @@ def judge(item: Item, reply: Reply, score: Score, *, trusted: bool = False) -> V
     right = finding.passed is not None and all(fields.values())
     why = None if right else ": ".join(filter(None, [finding.reason, finding.detail])) or None
     return Verdict(reply.text, right, None, fields, confidence, reply.finish, why)
+
+
+def agrees(item: Item, reply: Reply, answer: str, score: Score, *, trusted: bool = False) -> bool:
+    """Whether a reply says what another model's answer says, for a question whose right answer nobody knows.
+
+    That answer passes for the right one where it has the form of one; else the texts must be the same.
+
+    Args:
+        answer: the other model's, without its reasoning.
+
+    Raises:
+        Fault: as `judge`.
+    """
+    if has_form(answer, score):
+        return judge(replace(item, reference=answer), reply, score, trusted=trusted).correct
+    return equal_text(reply.text, answer)
 
 
 def judge_ranking(item: Item, logprobs: list[float]) -> Verdict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ import aiohttp
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from stillroom.checks import equal_text
 from stillroom.contracts.conversations import with_system
 from stillroom.routing import Attempt, Cascade, Decision
 from stillroom.serving.answers import ApiError, from_backend
@@ -46,7 +48,12 @@ class Cascading:
     """Seconds that the frontier model may take to begin its answer."""
     most_a_day: int | None = None
     """Questions that may be sent on between two midnights (UTC)."""
+    check_share: float = 0.0
+    """Of the answers that the student keeps, the share for which the frontier model is asked all the same, afterwards."""
+    agree: Callable[[str, str], bool] = equal_text
+    """Whether the student's text says what the frontier model's says."""
     escalations: Escalations = field(default_factory=Escalations)
+    _checks: set[asyncio.Task[None]] = field(default_factory=set, repr=False)
 
     async def answer(self, request: Request, tree: Tree) -> Response:
         """Answer a chat completion.
@@ -67,6 +74,10 @@ class Cascading:
             except _Failed as error:
                 decision = replace(decision, why=f"{decision.why}; {error}")
                 return _told(asked, _untold(tree, reply), self._note("student", decision, fallback=True))
+        elif random.random() < self.check_share:
+            task = asyncio.create_task(self._check(session, asked, reply))
+            self._checks.add(task)
+            task.add_done_callback(self._checks.discard)
         return _told(asked, _untold(tree, reply), self._note("student", decision))
 
     async def _by_question(
@@ -113,6 +124,20 @@ class Cascading:
             raise self._failed("what the frontier model answered is no chat completion") from error
         self.escalations.sent(today, asked, reply)
         return _json(reply, note)
+
+    async def _check(self, session: aiohttp.ClientSession, asked: Tree, reply: Tree) -> None:
+        """Hold a kept answer against what the frontier model says; nobody waits for it."""
+        today = int(time.time() // _DAY)
+        if self.most_a_day is not None and self.escalations.on(today) >= self.most_a_day:
+            return
+        try:
+            async with asyncio.timeout(self.timeout):
+                other = await _whole(session, self.frontier, _plain(asked))
+            texts = [found["choices"][0]["message"].get("content") or "" for found in (reply, other)]
+        except (ApiError, TimeoutError, ValueError, LookupError, TypeError, AttributeError):
+            return  # what cannot be checked is not told of twice: the next escalation says what is wrong
+        self.escalations.sent(today, asked, other)
+        self.escalations.checked(self.agree(*texts))
 
     def _failed(self, why: str) -> _Failed:
         self.escalations.failed(why)
@@ -185,10 +210,14 @@ async def _passed(upstream: aiohttp.ClientResponse, note: Tree) -> Response:
         upstream.close()
 
 
+def _plain(asked: Tree) -> Tree:
+    """The request for a whole answer."""
+    return {name: value for name, value in asked.items() if name not in ("stream", "stream_options")}
+
+
 def _telling(asked: Tree) -> Tree:
     """The request to the student: whole, and with what it thought of each token."""
-    wanted = {name: value for name, value in asked.items() if name not in ("stream", "stream_options")}
-    return {**wanted, "logprobs": True, "top_logprobs": asked.get("top_logprobs") or 1}
+    return {**_plain(asked), "logprobs": True, "top_logprobs": asked.get("top_logprobs") or 1}
 
 
 def _untold(tree: Tree, reply: Tree) -> Tree:

@@ -12,12 +12,14 @@ from typing import Any
 
 from stillroom.contracts.errors import StorageFault
 from stillroom.contracts.files import SyncedLines
+from stillroom.stats import binomial_at_most
 
 _WINDOW = 500
 """Questions that are held against what is usual; fewer tell nothing of it."""
 _DRIFTED = 0.25
 """Population stability index from which a distribution is commonly called another one."""
 _FEWEST = 200
+_SURE = 0.001
 
 
 @dataclass
@@ -27,14 +29,17 @@ class Escalations:
     Args:
         keep: a JSONL log of the questions that were sent on, with the answers that did not stream; `prompts` reads it.
         deciles: of the scores where the rule was proved, 11 of them; empty: nothing is said of drift.
+        allowed: the promised bound on kept answers that are worse; None: there is none.
         warn: receives each line that whoever runs the server should see.
     """
 
     keep: Path | None = None
     deciles: Sequence[float] = ()
+    allowed: float | None = None
     warn: Callable[[str], None] = lambda _: None
     counts: Counter[str] = field(default_factory=Counter)
-    """Answers by who gave them: `student`, `frontier`, `fallback` for the student in the other's place, `failed`."""
+    """Answers by who gave them: `student`, `frontier`, `fallback` for the student in the other's place; questions that the
+    other did not answer, `failed`; of the kept answers that were checked, which it `agrees` with and where it `differs`."""
     _today: tuple[int, int] = (0, 0)
     _scores: deque[float | None] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _said: set[str] = field(default_factory=set)
@@ -66,6 +71,21 @@ class Escalations:
     def answered(self, who: str, fallback: bool) -> None:
         """An answer is given."""
         self.counts["fallback" if fallback else who] += 1
+
+    def checked(self, agrees: bool) -> None:
+        """A kept answer was held against the frontier model's, which passes for right as it did where none was known."""
+        self.counts["agrees" if agrees else "differs"] += 1
+        differing = self.counts["differs"]
+        total = differing + self.counts["agrees"]
+        if not agrees and self.allowed is not None:
+            by_chance = 1 - binomial_at_most(differing - 1, total, self.allowed)
+            # Looked at again with every check, so that one in twenty would come by itself sooner or later.
+            if by_chance < _SURE:
+                self._once(
+                    "checked",
+                    f"of {total:,} kept answers that were checked {differing:,} differ from the other model's, and at most "
+                    f"{self.allowed:.1%} were to be worse: the promise does not hold for what is asked now",
+                )
 
     def scored(self, score: float | None) -> None:
         """An answer of the student has this score; None for a question unlike all lessons."""

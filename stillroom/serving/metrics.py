@@ -77,7 +77,14 @@ class _Cascade(Collector):
             labels=["model"],
         )
         drift.add_metric([self._model], self._escalations.drift)
-        yield from (answers, failed, drift)
+        checked = CounterMetricFamily(
+            "stillroom_cascade_checked",
+            "Kept answers held against the frontier model's",
+            labels=["model", "result"],
+        )
+        for result in ("agrees", "differs"):
+            checked.add_metric([self._model, result], self._escalations.counts[result])
+        yield from (answers, failed, checked, drift)
 
 
 class Measured:

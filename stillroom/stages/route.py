@@ -7,21 +7,20 @@ handed-over file's are kept with the log-probability of every token, which is wh
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillroom.checks import equal_text, strip_reasoning
+from stillroom.checks import strip_reasoning
 from stillroom.contracts.errors import DataError, RecipeError
 from stillroom.contracts.files import read_lines, write_json
 from stillroom.contracts.recipe import PromptSource, Route, Score, Teacher
 from stillroom.contracts.records import Reply, ResultRow, content_key, to_line
 from stillroom.evaluation.job import ModelSpec, Settings
 from stillroom.evaluation.replies import ask_model
-from stillroom.evaluation.scoring import judge
+from stillroom.evaluation.scoring import agrees, judge
 from stillroom.evaluation.tasks import Item, has_form, item_line, question_item
 from stillroom.lessons.prompts.questions import user_text
 from stillroom.lessons.prompts.sources import read_questions
@@ -131,12 +130,7 @@ def _verdicts(
         if item.reference or score == "quotes":
             found.append([judge(item, reply, score, trusted=trusted).correct for reply in (mine, other)])
             continue
-        answer = strip_reasoning(other.text)
-        if has_form(answer, score):
-            agrees = judge(replace(item, reference=answer), mine, score, trusted=trusted).correct
-        else:
-            agrees = equal_text(mine.text, answer)
-        found.append([agrees, True])
+        found.append([agrees(item, mine, strip_reasoning(other.text), score, trusted=trusted), True])
     verdicts = np.array(found, dtype=np.bool_)
     return verdicts[:, 0], verdicts[:, 1]
 
