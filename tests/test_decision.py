@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 from finished_run import COUNTS, TASK, finished_run, rows, trust
 
-from stillroom.contracts.records import ResultRow
+from stillroom.contracts.files import write_json
+from stillroom.contracts.records import ResultRow, to_line
+from stillroom.contracts.runfolder import Manifest
 from stillroom.evaluation import ModelResult, Verdict
 from stillroom.evaluation.trust import trust_rows
 from stillroom.report.cards import model_card
-from stillroom.report.decision import CASCADE, NOT, NOT_YET, SHIP, decide
+from stillroom.report.decision import CASCADE, NOT, NOT_YET, SHIP, Fitted, decide
 from stillroom.report.money import money, money_facts, money_sentence
 from stillroom.report.page import write_report
+from stillroom.report.routed import fitted
 from stillroom.report.rows import Results
 from stillroom.report.sections import manifests
 
@@ -48,6 +51,35 @@ def test_the_lower_end_of_what_is_kept_decides() -> None:
             Results.of([row for row in rows() if row.model != "teacher" and row.metric != "retention"]), 0.95
         )
         is None
+    )
+
+
+def test_a_fitted_cascade_decides_in_place_of_the_evaluations_own() -> None:
+    results = kept(0.90, 0.88, *trust(SHIPPED, 0.95 * 0.942))
+    good, bad = Fitted(0.13, 0.976, 0.956), Fitted(0.05, 0.95, 0.91)
+    found = decide(results, 0.95, good)
+    assert found.what == CASCADE
+    assert "asks the teacher for 13.0% of the questions and keeps 97.6%, at least 95.6%" in str(found)
+    assert decide(results, 0.95, bad).what == NOT, "what is proved counts, not what the evaluation hopes"
+    assert decide(kept(0.98, 0.96), 0.95, bad).what == SHIP, "a student that does alone needs none"
+
+
+def test_what_a_cascade_keeps_is_read_from_its_stage(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    assert fitted(run) is None
+    run.folder("route").mkdir()
+    curve = [
+        ResultRow("s", "cascade", "quality", value, at=at)
+        for at, value in ((0.0, 0.9), (0.1, 0.94), (1.0, 0.96))
+    ]
+    curve.append(ResultRow("s", "cascade", "escalated", 0.12, n=400, at=0.9))
+    promise = ResultRow("s", "cascade", "kept_error", 0.03, 0.0, 0.05, n=352)
+    write_json(run.folder("route") / "results.json", [to_line(row) for row in [*curve, promise]])
+    Manifest("route", "0" * 32, {}, {}).write(run.folder("route"))
+    found = fitted(run)
+    assert found is not None
+    assert (found.sent_on, found.kept, found.least) == pytest.approx(
+        (0.12, 0.94 / 0.96, (0.96 - 0.05 * 0.88) / 0.96)
     )
 
 

@@ -17,13 +17,14 @@ def show_results(found: Run) -> None:
     """The table at the end of a run, and where the report is."""
     from stillroom.report.console import rows_table
     from stillroom.report.decision import decide
+    from stillroom.report.routed import fitted
     from stillroom.report.rows import Results, read_results
 
     console = _console()
     rows = read_results(found.folder("evaluate"))
     if (table := rows_table(rows)) is not None:
         console.print(table)
-    if (decision := decide(Results.of(rows), found.recipe.report.keep)) is not None:
+    if (decision := decide(Results.of(rows), found.recipe.report.keep, fitted(found))) is not None:
         console.print(str(decision), highlight=False, markup=False)
     console.print(f"report: {found.path / 'report.html'}", highlight=False, soft_wrap=True)
 

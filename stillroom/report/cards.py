@@ -20,6 +20,7 @@ from stillroom.models.teachers import Terms
 from stillroom.report.console import console_table
 from stillroom.report.decision import decide
 from stillroom.report.rendering import render
+from stillroom.report.routed import fitted
 from stillroom.report.rows import Results, percent, read_results
 from stillroom.report.sections import STEPS, Fact, bars, number
 from stillroom.report.verdict import losses, verdict
@@ -55,7 +56,7 @@ def model_card(
         teacher=public_name(recipe.teacher.model),
         origin=public_name(_origin(recipe)),
         files=[file.name for file in files],
-        decision=decide(results, recipe.report.keep),
+        decision=decide(results, recipe.report.keep, fitted(run)),
         verdict=verdict(results) if results.shipped else [],
         table=console_table(results.rows),
         parities=_parities(_counts(run, "quantise")),

@@ -44,8 +44,25 @@ class Cascade:
     """The score of both together over the teacher's."""
 
 
-def decide(results: Results, keep: float) -> Decision | None:
-    """The decision on the model that is handed over; None where no question with a right answer was asked of both."""
+@dataclass(frozen=True)
+class Fitted:
+    """What the route stage found of its cascade, on questions that were set apart for it."""
+
+    sent_on: float
+    """Of the questions."""
+    kept: float
+    """The score of both together over the teacher's."""
+    least: float
+    """As much of it as is proved: every answer that may be worse, up to the bound, counted as wrong."""
+
+
+def decide(results: Results, keep: float, fitted: Fitted | None = None) -> Decision | None:
+    """The decision on the model that is handed over; None where no question with a right answer was asked of both.
+
+    Args:
+        keep: the bar.
+        fitted: the run's own cascade, which then stands in the place of what the evaluation makes of the same idea.
+    """
     model = results.shipped
     kept = [row for task in results.scored if model and (row := results.find(model, task, "retention"))]
     if not kept or model is None:
@@ -63,6 +80,8 @@ def decide(results: Results, keep: float) -> Decision | None:
         for row in short
     )
     because = f"{lost}, where {percent(keep)} is asked for."
+    if fitted is not None and len(short) == 1:
+        return _by_fitted(because, fitted, keep)
     plans = [(row, cascade(results, model, row.task, keep)) for row in short]
     if all(plan is not None for _, plan in plans):
         ways = " ".join(_way(row.task, plan) for row, plan in plans if plan is not None)
@@ -71,6 +90,13 @@ def decide(results: Results, keep: float) -> Decision | None:
         asked = min(row.n for row in short)
         return Decision(NOT_YET, f"{because} {asked:,} questions are too few to be sure: ask more.")
     return Decision(NOT, f"{because} {_no_cascade(results, model, short)}")
+
+
+def _by_fitted(because: str, fitted: Fitted, keep: float) -> Decision:
+    both = f"{percent(fitted.sent_on)} of the questions and keeps {percent(fitted.kept)}, at least {percent(fitted.least)}"
+    if fitted.least >= keep:
+        return Decision(CASCADE, f"{because} The run’s cascade asks the teacher for {both}.")
+    return Decision(NOT, f"{because} The run’s cascade asks the teacher for {both}: not enough either.")
 
 
 def _no_cascade(results: Results, model: str, short: list[ResultRow]) -> str:

@@ -24,7 +24,7 @@ from stillroom.report.lost import probe_tables, probe_title
 from stillroom.report.money import Money, money, money_facts, money_sentence
 from stillroom.report.plots import reliability_plots, training_plots
 from stillroom.report.rendering import render
-from stillroom.report.routed import routed
+from stillroom.report.routed import fitted, routed
 from stillroom.report.rows import Results, data_size, joules, milliseconds, people_count, read_results, speed
 from stillroom.report.scale import Scale
 from stillroom.report.verdict import inherited, losses, nearer, title, verdict
@@ -47,7 +47,7 @@ def write_report(run: Run) -> Path:
     folder, recipe = run.folder("evaluate"), run.recipe
     results = Results.of(read_results(folder))
     found = sections.manifests(run)
-    decision, sums = decide(results, recipe.report.keep), money(run, results, found)
+    decision, sums = decide(results, recipe.report.keep, fitted(run)), money(run, results, found)
     saving = money_sentence(sums) if sums else None
     said = verdict(results) + ([saving] if saving else [])
     write_json(run.path / "report.json", _figures(results, decision, said, sums))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from stillroom.contracts.files import read_json
 from stillroom.contracts.records import ResultRow
 from stillroom.contracts.runfolder import Run
+from stillroom.report.decision import Fitted
 from stillroom.report.drawing import BOTTOM, LEFT, TOP, Drawn, Plot, Tick, scale, ticks
 from stillroom.report.rows import Results, model_name, percent, read_results
 from stillroom.report.sections import Fact
@@ -40,6 +41,25 @@ def routed(run: Run) -> Routed | None:
     model = results.models[0]
     says = [str(sentence) for sentence in read_json(folder / "cascade.json")["says"]]
     return Routed(model, says, _facts(results, model), _plot(results, model))
+
+
+def fitted(run: Run) -> Fitted | None:
+    """What the run's cascade keeps of the teacher; None where there is none, or where it promises nothing.
+
+    Raises:
+        DataError: a file of the stage is not readable.
+    """
+    if run.manifest("route") is None:
+        return None
+    results = Results.of(read_results(run.folder("route")))
+    model = results.models[0]
+    error, sent = (results.find(model, _TASK, metric) for metric in ("kept_error", "escalated"))
+    told = _points(results.all(model, _TASK, "quality"))
+    if error is None or error.high is None or sent is None or not told or not told[-1][1]:
+        return None
+    teacher = told[-1][1]
+    share = min(told, key=lambda point: abs(point[0] - sent.value))
+    return Fitted(sent.value, share[1] / teacher, (teacher - error.high * (1 - sent.value)) / teacher)
 
 
 def _facts(results: Results, model: str) -> list[Fact]:
