@@ -30,7 +30,9 @@ class Score(enum.Enum):
 
 
 @verbs.command(
-    name="eval", epilog="Examples: stillroom eval runs/tickets; stillroom eval model.gguf --file eval.jsonl"
+    name="eval",
+    epilog="Examples: stillroom eval runs/tickets; stillroom eval model.gguf --file eval.jsonl; "
+    "stillroom eval runs/tickets --lm-eval hellaswag,arc_easy --limit 500",
 )
 def evaluate(
     path: Annotated[
@@ -52,11 +54,25 @@ def evaluate(
         typer.Option(help="Base URL of an OpenAI-compatible API, whose key is in $OPENAI_API_KEY."),
     ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Use at most this many items.")] = None,  # noqa: UP045
+    lm_eval: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--lm-eval",
+            help="Tasks of lm-eval, commas between them, for a folder, or for a run's teacher and student.",
+        ),
+    ] = None,
+    lm_eval_tasks: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--lm-eval-tasks", help="Folder of lm-eval tasks of your own."),
+    ] = None,
 ) -> None:
-    """Measure a run's models again, or any model on a file of questions with right answers."""
+    """Measure a run's models again, or any model on a file of questions with right answers, or by lm-eval."""
     from stillroom.contracts.runfolder import Run
     from stillroom.display import open_progress
 
+    if lm_eval is not None:
+        _by_harness(path, lm_eval.split(","), lm_eval_tasks, limit)
+        return
     if api is None and Run.is_run(path):
         from stillroom.pipeline import run_pipeline
 
@@ -83,3 +99,26 @@ def evaluate(
                 f"  [{row.low:.4f}, {row.high:.4f}]" if row.low is not None and row.high is not None else ""
             )
             print(f"{row.metric:<24} {row.value:{',.0f' if row.value >= 1000 else ',.4f'}}{interval}")
+
+
+def _by_harness(path: Path, tasks: list[str], include: Path | None, limit: int | None) -> None:
+    """A folder, or a run's teacher and student, on tasks of lm-eval."""
+    from stillroom.contracts.runfolder import Run
+    from stillroom.evaluation.harness import harness_rows
+    from stillroom.models.references import resolve_model
+
+    models = {path.name: path}
+    trusted = False
+    if Run.is_run(path):
+        run = Run.open(path)
+        run.need("distil")
+        models = {"student": run.student}
+        trusted = run.recipe.student.trust_remote_code
+        if not run.recipe.teacher.api:
+            teacher = resolve_model(run.recipe.teacher.model, run.base)
+            if isinstance(teacher, Path) and teacher.is_dir():
+                models = {"teacher": teacher, **models}
+    for name, folder in models.items():
+        for row in harness_rows(name, folder, tasks, include=include, limit=limit, trust_remote_code=trusted):
+            interval = f"  [{row.low:.4f}, {row.high:.4f}]" if row.low is not None else ""
+            print(f"{name:<12} {row.task:<24} {row.metric:<24} {row.value:.4f}{interval}")
