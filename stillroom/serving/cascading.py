@@ -104,8 +104,8 @@ class Cascading:
         try:
             async with asyncio.timeout(self.timeout):
                 upstream = await _begun(session, self.frontier, asked)
-                if upstream.content_type != "text/event-stream":
-                    body = await upstream.read()
+                streams = upstream.content_type == "text/event-stream"
+                body = b"" if streams else await _read(upstream)
         except TimeoutError as error:
             raise self._failed(f"the frontier model did not answer within {self.timeout:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -113,7 +113,7 @@ class Cascading:
         except ApiError as error:
             raise self._failed(f"the frontier model: {error.message}") from error
         note = self._note("frontier", decision)
-        if upstream.content_type == "text/event-stream":
+        if streams:
             self.escalations.sent(today, asked, None)
             return Relay(upstream, _headers(note))
         try:
@@ -180,21 +180,24 @@ async def _begun(session: aiohttp.ClientSession, backend: Backend, asked: Tree) 
     """A backend's answer with its body still to come; ApiError where it refuses."""
     upstream = await ask(session, backend, "/v1/chat/completions", json.dumps(asked).encode())
     if upstream.status >= HTTPStatus.BAD_REQUEST:
-        try:
-            raise from_backend(upstream.status, await upstream.read())
-        finally:
-            upstream.close()
+        raise from_backend(upstream.status, await _read(upstream))
     return upstream
+
+
+async def _read(upstream: aiohttp.ClientResponse) -> bytes:
+    """The whole body; its connection is closed also where nobody waits for it any more."""
+    try:
+        return await upstream.read()
+    finally:
+        upstream.close()
 
 
 async def _whole(session: aiohttp.ClientSession, backend: Backend, asked: Tree) -> Tree:
     upstream = await _begun(session, backend, asked)
     try:
-        found: Tree = json.loads(await upstream.read())
+        found: Tree = json.loads(await _read(upstream))
     except (aiohttp.ClientError, OSError) as error:
         raise unreachable(error) from error
-    finally:
-        upstream.close()
     return found
 
 
@@ -203,11 +206,9 @@ async def _passed(upstream: aiohttp.ClientResponse, note: Tree) -> Response:
     if upstream.content_type == "text/event-stream":
         return Relay(upstream, _headers(note))
     try:
-        return _json(json.loads(await upstream.read()), note)
+        return _json(json.loads(await _read(upstream)), note)
     except (aiohttp.ClientError, OSError) as error:
         raise unreachable(error) from error
-    finally:
-        upstream.close()
 
 
 def _plain(asked: Tree) -> Tree:
